@@ -1,0 +1,1 @@
+"""Text-centroid contrastive decoding (TCCD) and the centroid probe."""

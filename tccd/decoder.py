@@ -1,0 +1,163 @@
+"""A Hugging Face model -> its decoder layers, final norm and head, found by structure and not by family."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tccd.errors import ConfigError, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The language side of a vision-language model.
+
+    Attributes:
+        model: the whole model, whose forward returns logits.
+        layers: its decoder layers, in order; layer `L` is `layers[L]`.
+        norm: the norm applied to the last layer's output.
+        head: the linear map from normed states to logits.
+        hidden_size: width of the residual stream.
+        linear_logits: the logits are the head's output times a constant at most, so that a combination of
+            logits is the head of the combined states; False where they are soft-capped.
+    """
+
+    model: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module
+    hidden_size: int
+    linear_logits: bool
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    def check_layer(self, layer: int, last_allowed: bool = True) -> int:
+        """Return `layer` if the model has it.
+
+        Args:
+            layer: index of a decoder layer, from 0.
+            last_allowed: False where layers above `layer` are needed.
+
+        Raises:
+            ConfigError: the model has no such layer, or no layer above it.
+        """
+        end = self.num_layers - (0 if last_allowed else 1)
+        if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < end:
+            why = "" if last_allowed else "; above the last layer there is nothing to run"
+            raise ConfigError(
+                f"layer {layer!r} is out of range; this model has {self.num_layers} decoder layers, "
+                f"so expected 0 to {end - 1}{why}"
+            )
+        return layer
+
+
+def find_decoder(model: Any) -> Decoder:
+    """Find the parts of any transformers vision-language model.
+
+    Args:
+        model: a transformers model with `get_decoder()` and a language-model head.
+
+    Raises:
+        UnsupportedModelError: a part can't be found; says which.
+    """
+    name = type(model).__name__
+    if not (hasattr(model, "get_decoder") and hasattr(model, "config")):
+        raise UnsupportedModelError(
+            f"{name} is no transformers model with get_decoder(); load one with AutoModelForImageTextToText"
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; tccd needs a decoder-only language model")
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise UnsupportedModelError(f"{name}: its decoder {type(decoder).__name__} has no list of `.layers`")
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "weight", None) is None:
+        raise UnsupportedModelError(f"{name} has no language-model head; load the class that has logits")
+    text_config = model.config.get_text_config()
+    return Decoder(
+        model=model,
+        layers=layers,
+        norm=_final_norm(decoder, name),
+        head=head,
+        hidden_size=int(text_config.hidden_size),
+        linear_logits=not getattr(text_config, "final_logit_softcapping", None),
+    )
+
+
+def _final_norm(decoder: nn.Module, name: str) -> nn.Module:
+    norms = [m for _, m in decoder.named_children() if type(m).__name__.lower().endswith("norm")]
+    if len(norms) != 1:
+        raise UnsupportedModelError(
+            f"{name}: expected one final norm beside the decoder's layers, found {len(norms)} "
+            f"among {[n for n, _ in decoder.named_children()]}"
+        )
+    return norms[0]
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden states of a decoder layer's output, which is a tensor or a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def replace_first(output: Any, hidden: Tensor) -> Any:
+    """A decoder layer's output with its hidden states replaced by `hidden`."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a bank remembers of the model it was fitted for.
+
+    Attributes:
+        model_id: hub id, or the last part of a local folder's name.
+        revision: commit of the hub repository; None for a local model.
+        model_type: the config's `model_type`.
+        hidden_size: width of the residual stream.
+        num_layers: number of decoder layers.
+        fingerprint: hash of a sample of the decoder's weights, the same in fp32, fp16 and bf16 in practice;
+            None where the weights are not readable (quantised or offloaded).
+    """
+
+    model_id: str
+    revision: str | None
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    fingerprint: str | None
+
+
+def identify(model: Any) -> ModelIdentity:
+    """The identity of a loaded model."""
+    decoder = find_decoder(model)
+    path = str(getattr(model.config, "_name_or_path", "") or "")
+    local = os.path.isdir(path)
+    return ModelIdentity(
+        model_id=(os.path.basename(os.path.normpath(path)) if local else path) or type(model).__name__,
+        revision=None if local else getattr(model.config, "_commit_hash", None),
+        model_type=str(model.config.model_type),
+        hidden_size=decoder.hidden_size,
+        num_layers=decoder.num_layers,
+        fingerprint=_fingerprint(decoder),
+    )
+
+
+def _fingerprint(decoder: Decoder) -> str | None:
+    # Sampled and rounded to 8 bits of mantissa: cheap on a 70 B model, and the same for a checkpoint that was
+    # loaded in another precision.
+    digest = hashlib.sha256()
+    for name, parameter in decoder.layers.named_parameters():
+        if parameter.device.type == "meta" or not parameter.is_floating_point():
+            return None
+        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)][:64]
+        digest.update(name.encode())
+        digest.update(sample.float().cpu().to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()

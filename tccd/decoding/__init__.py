@@ -1,0 +1,1 @@
+"""Online: from a bank to better tokens."""

@@ -1,0 +1,96 @@
+"""The settings of TCCD, validated once and used by every engine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tccd.errors import ConfigError
+
+GATES = ("margin", "entropy", "jsd")
+TOKENS = ("all", "first")
+
+
+@dataclass(frozen=True)
+class TCCDConfig:
+    """Settings of text-centroid contrastive decoding.
+
+    Source: Paruchuri et al., "The Cost of Language", arXiv 2604.14363, for `alpha_cd` and `alpha_interp`;
+    Li et al. 2022, arXiv 2210.15097, for `beta`; the gate is ours.
+
+    Attributes:
+        alpha_cd: strength of the contrast in `clean + alpha_cd * (clean - erased)`; 0 is plain decoding.
+        alpha_interp: what is kept of a tail state's offset from its centroid in the erased stream; 0 erases
+            it whole, 1 is the identity.
+        layer: decoder layer whose output is replaced, from 0; None takes the bank's only text layer.
+        beta: plausibility. Only tokens with clean probability >= beta times the largest may win; 0 is off.
+        gate: label-free signal, all in [0, 1], that says where contrast acts. "margin": clean top-2
+            probability margin is below `gate_threshold`. "entropy": clean entropy, as a share of its maximum,
+            is above it. "jsd": Jensen-Shannon divergence of clean and erased, in bits, is above it.
+            None is off.
+        gate_threshold: the signal's value at which the gate is half open.
+        gate_ramp: width of the linear ramp around the threshold; 0 is a hard switch.
+        tokens: "all", or "first" for the first generated token only.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of range.
+
+    Example:
+        >>> TCCDConfig(alpha_cd=0.5, gate="margin", gate_threshold=0.5).alpha_cd
+        0.5
+    """
+
+    alpha_cd: float = 1.0
+    alpha_interp: float = 0.4
+    layer: int | None = None
+    beta: float = 0.0
+    gate: str | None = None
+    gate_threshold: float = 0.5
+    gate_ramp: float = 0.0
+    tokens: str = "all"
+
+    def __post_init__(self) -> None:
+        _number("alpha_cd", self.alpha_cd, 0.0, math.inf)
+        for name in ("alpha_interp", "beta", "gate_threshold", "gate_ramp"):
+            _number(name, getattr(self, name), 0.0, 1.0)
+        if self.layer is not None and (type(self.layer) is not int or self.layer < 0):
+            raise ConfigError(f"layer is {self.layer!r}; expected a decoder layer's index, from 0, or None")
+        _one_of("gate", self.gate, (None, *GATES))
+        _one_of("tokens", self.tokens, TOKENS)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TCCDConfig:
+        """Build from a mapping, refusing keys that are not settings.
+
+        Raises:
+            ConfigError: an unknown key, or a value that the constructor refuses.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown TCCD settings {unknown}; expected some of {sorted(known)}")
+        return cls(**values)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether these settings are plain decoding whatever the model says."""
+        return (self.alpha_cd == 0 or self.alpha_interp == 1) and self.beta == 0
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the combination needs both streams' logits, and not their states alone."""
+        return self.beta > 0 or self.gate is not None
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} is {value!r} ({type(value).__name__}); expected a number")
+    if not math.isfinite(value) or not low <= value <= high:
+        expected = f"a finite number >= {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+        raise ConfigError(f"{name} is {value}; expected {expected}")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")

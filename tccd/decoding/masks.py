@@ -1,0 +1,69 @@
+"""Attention masks for a clean sequence with erased columns packed behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a sequence an erased stream owns.
+
+    A stream differs from the clean one from its first replaced position on, so its columns are a suffix of
+    each row; the rows' suffixes differ in length, and the packed columns are those of the longest.
+
+    Attributes:
+        start: first own column of each row, absolute, shape (batch,); beyond every sequence in a row that the
+            stream leaves alone.
+        first: the smallest of `start`; keys are kept from this column on.
+    """
+
+    start: Tensor
+    first: int
+
+
+def causal(n: int, past: int, kv_length: int, kv_offset: int, device: torch.device) -> Tensor:
+    """Boolean causal mask of shape (1, 1, n, kv_length); query i stands at column past + i."""
+    query = torch.arange(past, past + n, device=device)[:, None]
+    key = torch.arange(kv_offset, kv_offset + kv_length, device=device)[None, :]
+    return (key <= query)[None, None]
+
+
+def packed(clean: Tensor, streams: list[tuple[Columns, int]], past: int, kv_offset: int) -> Tensor:
+    """Mask for queries [clean | erased of stream 0 | ...] over keys [clean | erased of stream 0 | ...].
+
+    A clean query sees what it saw. An erased query sees the clean keys before its stream's start and, from
+    there on, its own stream's keys, under the mask of its clean twin.
+
+    Args:
+        clean: boolean, shape (batch or 1, 1, n, kv); column j of the keys stands at kv_offset + j.
+        streams: per stream its columns and how many queries (the last ones of the n) it has here.
+        past: columns before this forward.
+        kv_offset: absolute column of the first clean key.
+
+    Returns:
+        Boolean mask of shape (batch, 1, n + sum of queries, kv + sum of kept keys).
+    """
+    n, kv = clean.shape[-2:]
+    now = past + n
+    batch = max([clean.shape[0], *(columns.start.shape[0] for columns, _ in streams)])
+    clean = clean.expand(batch, -1, -1, -1)
+    position = torch.arange(kv_offset, kv_offset + kv, device=clean.device)
+    widths = [max(0, now - columns.first) for columns, _ in streams]
+    rows = [pad(clean, (0, sum(widths)))]
+    before = 0
+    for (columns, queries), width in zip(streams, widths, strict=True):
+        twin = clean[:, :, n - queries :]
+        start = columns.start[:, None, None, None]
+        own = twin[..., max(0, columns.first - kv_offset) : now - kv_offset]
+        own = pad(own, (width - own.shape[-1], 0))  # keys that a sliding window has passed
+        own_position = torch.arange(now - width, now, device=clean.device)
+        prefix = twin & (position < start)
+        own = own & (own_position >= start)
+        rows.append(torch.cat([prefix, pad(own, (before, sum(widths) - before - width))], -1))
+        before += width
+    return torch.cat(rows, -2)

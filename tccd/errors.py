@@ -1,0 +1,62 @@
+"""Exceptions of tccd: one small family; every message says what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class TCCDError(Exception):
+    """Base class of every error that tccd raises on purpose."""
+
+
+class ConfigError(TCCDError, ValueError):
+    """A parameter is out of range, of the wrong type, or contradicts another."""
+
+
+class ModalityError(TCCDError, ValueError):
+    """The vision positions or the text tail of a prompt can't be told."""
+
+
+class UnsupportedModelError(TCCDError, ValueError):
+    """The model, or the way it is called, breaks an assumption that exact decoding needs."""
+
+
+class BankError(TCCDError, ValueError):
+    """A centroid bank file is malformed: truncated, tampered with, or not a bank at all."""
+
+
+class BankMismatchError(BankError):
+    """A sound bank is used with a model, revision, width, modality or layer it was not fitted for."""
+
+
+class FitError(TCCDError, ValueError):
+    """K-means can't be fitted to these rows, or a harvest can't be resumed with these settings."""
+
+
+class DataError(TCCDError, ValueError):
+    """A data source can't be read as images, prompts and answers."""
+
+
+class MissingExtraError(TCCDError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency where it is used.
+
+    Args:
+        module: dotted name of the module to import.
+        extra: the extra of tccd that installs it.
+
+    Raises:
+        MissingExtraError: the module is not installed; names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and not module.startswith(error.name.split(".")[0]):
+            raise
+        raise MissingExtraError(
+            f"{module} is not installed; it comes with an extra: pip install 'tccd[{extra}]'"
+        ) from error

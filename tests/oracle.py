@@ -1,0 +1,87 @@
+"""The slow oracle: two whole uncached forwards and a hook, combined. Shares no code with the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tail_mask(ids: Tensor, attention: Tensor, vision_ids: set[int]) -> Tensor:
+    """Every real token after the row's last vision token, by a plain loop; shape (batch, sequence)."""
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row in range(ids.shape[0]):
+        vision = [i for i, t in enumerate(ids[row].tolist()) if t in vision_ids and attention[row, i]]
+        if vision:
+            for i in range(vision[-1] + 1, ids.shape[1]):
+                mask[row, i] = bool(attention[row, i])
+    return mask
+
+
+def vision_ids_of(model: Any) -> set[int]:
+    names = ("image_token_id", "image_token_index", "video_token_id")
+    return {i for n in names if (i := getattr(model.config, n, None)) is not None}
+
+
+@torch.no_grad()
+def full_logits(
+    model: Any, inputs: dict[str, Any], layer: int | None = None, where: Tensor | None = None, replace: Any = None
+) -> Tensor:
+    """Logits of every position of one whole forward, rows `where` of the layer's output replaced."""
+    handle = None
+    if layer is not None:
+
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            changed = torch.where(where[..., None], replace(hidden), hidden)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handle = model.get_decoder().layers[layer].register_forward_hook(hook)
+    try:
+        return model(**inputs, use_cache=False).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def extend(inputs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+    """The inputs with one more token a row."""
+    longer = dict(inputs)
+    longer["input_ids"] = torch.cat([inputs["input_ids"], tokens[:, None]], 1)
+    for name in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
+        if name in inputs:
+            new = torch.full_like(inputs[name][:, :1], 1 if name == "attention_mask" else 0)
+            longer[name] = torch.cat([inputs[name], new], 1)
+    longer.pop("position_ids", None)
+    return longer
+
+
+def two_streams(model: Any, inputs: dict[str, Any], layer: int, replace: Callable) -> tuple[Tensor, Tensor]:
+    """Clean and erased logits of the next token, shape (batch, vocabulary)."""
+    attention = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    where = tail_mask(inputs["input_ids"], attention, vision_ids_of(model))
+    clean = full_logits(model, inputs)[:, -1]
+    erased = full_logits(model, inputs, layer, where, replace)[:, -1]
+    return clean.float(), erased.float()
+
+
+def greedy(
+    model: Any,
+    inputs: dict[str, Any],
+    layer: int,
+    replace: Callable,
+    alpha_cd: float,
+    steps: int,
+    rule: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Tokens (batch, steps) and combined logits (batch, steps, vocabulary) of greedy two-stream decoding."""
+    tokens, scores = [], []
+    for _ in range(steps):
+        clean, erased = two_streams(model, inputs, layer, replace)
+        combined = clean + alpha_cd * (clean - erased) if rule is None else rule(clean, erased)
+        scores.append(combined)
+        tokens.append(combined.argmax(-1))
+        inputs = extend(inputs, tokens[-1])
+    return torch.stack(tokens, 1), torch.stack(scores, 1)

@@ -1,0 +1,325 @@
+"""Tiny random vision-language models, one a family, and inputs for them without a processor.
+
+Weights are seeded and large, so that hidden states differ between positions and a wrong one shows.
+
+    model = tiny("qwen2_5_vl")
+    batch = inputs("qwen2_5_vl", [Row(before=3, after=5), Row(images=2, after=2), Row(images=0)])
+    model.generate(**batch, max_new_tokens=4, do_sample=False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FAMILIES = (
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava",
+    "llava_onevision",
+    "internvl",
+    "idefics3",
+    "smolvlm",
+    "gemma3",
+    "glm4v",
+    "paligemma",
+)
+
+#: Families whose positions before the text tail don't depend on it; PaliGemma's prefix attends to its prompt.
+CAUSAL_FAMILIES = tuple(f for f in FAMILIES if f != "paligemma")
+
+VOCAB = 128
+PAD, BOS, EOS = 0, 1, 2
+TEXT_IDS = range(3, 110)
+IMAGE, VIDEO, START, END, FAKE, ROW_MARK, GLOBAL_MARK = range(120, 127)
+HIDDEN = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt: `before` text tokens, images side by side, videos side by side, `after` text tokens."""
+
+    images: int = 1
+    before: int = 3
+    after: int = 5
+    videos: int = 0
+
+
+def tiny(family: str, layers: int = 5, seed: int = 0, window: int = 6, **text: Any) -> Any:
+    """A model of `family` in fp32 and eval mode; generation never stops early.
+
+    Args:
+        family: one of `FAMILIES`.
+        layers: number of decoder layers.
+        seed: of the weights.
+        window: sliding window of Gemma3, whose layers alternate between sliding and full attention.
+        text: overrides of the text config (`final_logit_softcapping=...`).
+    """
+    import transformers as hf
+
+    name, config = _config(family, layers, window, text)
+    model = getattr(hf, name)(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if p.ndim < 2:
+                p.add_(0.2 * noise)  # norms, biases, layer scales: near what they were, yet not uniform
+            elif "embed" in key or "position" in key:
+                p.copy_(noise if config.model_type not in ("gemma3", "paligemma") else 0.3 * noise)
+            else:
+                p.copy_(1.5 * noise / (p[0].numel() ** 0.5))
+        head = model.get_output_embeddings().weight
+        # Special tokens are never the likeliest: a generated image token would have no image.
+        head[: TEXT_IDS.start] = 0
+        head[TEXT_IDS.stop :] = 0
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+@lru_cache
+def cached_tiny(family: str, **options: Any) -> Any:
+    """`tiny`, built once a test session; don't change the model."""
+    return tiny(family, **options)
+
+
+def inputs(
+    family: str, rows: Sequence[Row] | None = None, seed: int = 0, padding_side: str = "left"
+) -> dict[str, Tensor]:
+    """Inputs of `tiny(family)`, as its processor would make them.
+
+    Args:
+        family: one of `FAMILIES`.
+        rows: one spec a row; a single default row when None. Only Qwen2.5-VL takes videos.
+        seed: of the text tokens and the pixels.
+        padding_side: "left" or "right".
+
+    Returns:
+        input_ids and attention_mask of shape (batch, sequence), and what the family needs beside them.
+    """
+    rows = [Row()] if rows is None else list(rows)
+    if family != "qwen2_5_vl" and any(row.videos for row in rows):
+        raise ValueError("only qwen2_5_vl has videos here")
+    generator = torch.Generator().manual_seed(seed)
+
+    def words(count: int) -> list[int]:
+        return torch.randint(TEXT_IDS.start, TEXT_IDS.stop, (count,), generator=generator).tolist()
+
+    grids, video_grids, sequences = [], [], []
+    for row in rows:
+        ids = words(row.before)
+        for _ in range(row.images):
+            grid = (1, 4, 4 + 2 * (len(grids) % 2))  # images of two sizes where the family allows it
+            grids.append(grid)
+            ids += _image_ids(family, row.images, grid)
+        for _ in range(row.videos):
+            video_grids.append((2, 4, 4))
+            ids += [START, *[VIDEO] * 8, END]
+        sequences.append(ids + words(row.after))
+
+    width = max(map(len, sequences))
+    input_ids = torch.full((len(rows), width), PAD)
+    mask = torch.zeros_like(input_ids)
+    for i, ids in enumerate(sequences):
+        where = slice(width - len(ids), width) if padding_side == "left" else slice(0, len(ids))
+        input_ids[i, where] = torch.tensor(ids)
+        mask[i, where] = 1
+    batch = {"input_ids": input_ids, "attention_mask": mask}
+    is_image, is_video = input_ids == IMAGE, input_ids == VIDEO
+    if family in ("qwen2_5_vl", "qwen3_vl", "glm4v"):
+        batch["mm_token_type_ids"] = is_image.int() + 2 * is_video.int()
+    if family == "gemma3":
+        batch["token_type_ids"] = is_image.long()
+    if family == "paligemma":
+        batch["token_type_ids"] = torch.zeros_like(input_ids)  # 0: the prefix, which attends to itself
+    batch.update(_pixels(family, rows, grids, video_grids, generator))
+    return batch
+
+
+def _image_ids(family: str, images_in_row: int, grid: tuple[int, int, int]) -> list[int]:
+    if family in ("qwen2_5_vl", "qwen3_vl", "glm4v"):
+        return [START, *[IMAGE] * (grid[1] * grid[2] // 4), END]
+    if family == "llava":
+        return [IMAGE] * 9
+    if family == "llava_onevision":
+        # base 2x2; a lone image has one tile more, with a newline after each of its two rows of patches
+        return [IMAGE] * (4 + 2 * 3 if images_in_row == 1 else 4 + 1)
+    if family in ("idefics3", "smolvlm"):
+        return [FAKE, ROW_MARK, *[IMAGE] * 4, FAKE, GLOBAL_MARK, *[IMAGE] * 4, FAKE]
+    if family in ("internvl", "gemma3"):
+        return [START, *[IMAGE] * 4, END]
+    return [IMAGE] * 4
+
+
+def _pixels(
+    family: str,
+    rows: Sequence[Row],
+    grids: list[tuple[int, int, int]],
+    video_grids: list[tuple[int, int, int]],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    pixels: dict[str, Tensor] = {}
+    if video_grids:
+        pixels["pixel_values_videos"] = noise(sum(t * h * w for t, h, w in video_grids), 3 * 2 * 4 * 4)
+        pixels["video_grid_thw"] = torch.tensor(video_grids)
+    if not grids:
+        return pixels
+    if family in ("qwen2_5_vl", "qwen3_vl", "glm4v"):
+        pixels["pixel_values"] = noise(sum(t * h * w for t, h, w in grids), 3 * 2 * 4 * 4)
+        pixels["image_grid_thw"] = torch.tensor(grids)
+    elif family == "llava":
+        pixels["pixel_values"] = noise(len(grids), 3, 12, 12)
+    elif family == "llava_onevision":
+        pixels["pixel_values"] = noise(len(grids), 2, 3, 8, 8)
+        pixels["image_sizes"] = torch.full((len(grids), 2), 8)
+        pixels["batch_num_images"] = torch.tensor([row.images for row in rows])
+    elif family in ("idefics3", "smolvlm"):
+        most = max(row.images for row in rows)
+        values = torch.zeros(len(rows), 2 * most, 3, 16, 16)
+        for i, row in enumerate(rows):
+            values[i, : 2 * row.images] = noise(2 * row.images, 3, 16, 16)
+        pixels["pixel_values"] = values  # images that are all zero are padding
+        pixels["pixel_attention_mask"] = torch.ones(len(rows), 2 * most, 16, 16, dtype=torch.bool)
+    else:
+        size = 8 if family == "paligemma" else 16
+        pixels["pixel_values"] = noise(len(grids), 3, size, size)
+    return pixels
+
+
+def _config(family: str, layers: int, window: int, text: dict[str, Any]) -> tuple[str, Any]:
+    import transformers as hf
+
+    text = {
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 96,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        **text,
+    }
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 4,
+    }
+    grid_tower = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": HIDDEN,
+    }
+    common: dict[str, Any] = {"tie_word_embeddings": False}
+    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    marks = {"vision_start_token_id": START, "vision_end_token_id": END}
+
+    def rope(*section: int, **more: Any) -> dict[str, Any]:
+        return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(section), **more}
+
+    if family == "qwen2_5_vl":
+        del text["head_dim"]
+        text["rope_parameters"] = rope(4, 2, 2)
+        vision = {**grid_tower, "window_size": 16, "fullatt_block_indexes": [1]}
+        config: Any = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids, **marks, **common)
+        return "Qwen2_5_VLForConditionalGeneration", config
+    if family == "qwen3_vl":
+        text["rope_parameters"] = rope(4, 2, 2, mrope_interleaved=True)
+        vision = {**grid_tower, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+        config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **ids, **marks, **common)
+        return "Qwen3VLForConditionalGeneration", config
+    if family == "glm4v":
+        del text["head_dim"]
+        text["rope_parameters"] = rope(2, 1, 1, partial_rotary_factor=0.5)
+        markers = {"image_start_token_id": START, "image_end_token_id": END}
+        videos = {"video_start_token_id": FAKE, "video_end_token_id": ROW_MARK}
+        vision = {**grid_tower, "image_size": 16}
+        config = hf.Glm4vConfig(text_config=text, vision_config=vision, **ids, **markers, **videos, **common)
+        return "Glm4vForConditionalGeneration", config
+    if family == "llava":
+        config = hf.LlavaConfig(
+            text_config=hf.LlamaConfig(**text),
+            vision_config=hf.CLIPVisionConfig(**tower, image_size=12),
+            image_token_index=IMAGE,
+            **common,
+        )
+        return "LlavaForConditionalGeneration", config
+    if family == "llava_onevision":
+        del text["head_dim"]
+        config = hf.LlavaOnevisionConfig(
+            text_config=hf.Qwen2Config(**text),
+            vision_config=hf.SiglipVisionConfig(**tower, image_size=8, vision_use_head=False),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_grid_pinpoints=[[8, 8]],
+            **common,
+        )
+        return "LlavaOnevisionForConditionalGeneration", config
+    if family == "internvl":
+        del text["head_dim"]
+        config = hf.InternVLConfig(
+            text_config=hf.Qwen2Config(**text),
+            vision_config=hf.InternVLVisionConfig(**{**tower, "image_size": 16}),
+            image_token_id=IMAGE,
+            image_seq_length=4,
+            **common,
+        )
+        return "InternVLForConditionalGeneration", config
+    if family in ("idefics3", "smolvlm"):
+        kinds = {
+            "idefics3": (hf.Idefics3Config, "Idefics3ForConditionalGeneration"),
+            "smolvlm": (hf.SmolVLMConfig, "SmolVLMForConditionalGeneration"),
+        }
+        make, name = kinds[family]
+        config = make(
+            text_config={**text, "model_type": "llama"},
+            vision_config={**tower, "image_size": 16},
+            scale_factor=2,
+            image_token_id=IMAGE,
+            pad_token_id=PAD,
+            **common,
+        )
+        return name, config
+    if family == "gemma3":
+        kinds_of_layer = ["sliding_attention", "full_attention"] * layers
+        text.update(sliding_window=window, layer_types=kinds_of_layer[:layers], query_pre_attn_scalar=16)
+        config = hf.Gemma3Config(
+            text_config=text,
+            vision_config={**tower, "image_size": 16, "vision_use_head": False},
+            mm_tokens_per_image=4,
+            image_token_index=IMAGE,
+            boi_token_index=START,
+            eoi_token_index=END,
+            **common,
+        )
+        return "Gemma3ForConditionalGeneration", config
+    if family == "paligemma":
+        config = hf.PaliGemmaConfig(
+            text_config=hf.GemmaConfig(**text),
+            vision_config=hf.SiglipVisionConfig(**tower, image_size=8, vision_use_head=False),
+            image_token_index=IMAGE,
+            projection_dim=HIDDEN,
+            hidden_size=HIDDEN,
+            **common,
+        )
+        return "PaliGemmaForConditionalGeneration", config
+    raise ValueError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
