@@ -357,9 +357,12 @@ def centroid_erasure(
         BankMismatchError: the bank has no such entry.
     """
     centroids = Centroids(bank.centroids(modality, layer))
+    on: dict[torch.device, Centroids] = {}
 
     def replace(hidden: Tensor) -> Tensor:
-        return centroids.to(hidden.device).replace(hidden, alpha_interp)
+        if hidden.device not in on:
+            on[hidden.device] = centroids.to(hidden.device)
+        return on[hidden.device].replace(hidden, alpha_interp)
 
     return Erasure(layer=layer, replace=replace, modality=modality, segment=segment)
 

@@ -172,6 +172,8 @@ def resume(owner: object, erasures: tuple[Erasure, ...], cache: Cache, past: int
         UnsupportedModelError: the cache was filled without the owner, or for another batch.
         ConfigError: a segment that generated tokens do not belong to.
     """
+    if not erasures:
+        return []
     kept = erased_layers(cache)
     if not kept or any(layer.owner is not owner for layer in kept):
         raise UnsupportedModelError(

@@ -134,8 +134,9 @@ class Session:
         """Split the forward's logits by stream, combine them, and keep the streams' keys and values."""
         step, self.step = self.step, None
         assert step is not None
-        if step.cache is not None:
-            self._keep(step, step.cache)
+        cache = step.cache if step.cache is not None else getattr(output, "past_key_values", None)
+        if isinstance(cache, Cache):
+            self._keep(step, cache)
         if step.normed is None:
             raise UnsupportedModelError(
                 f"{type(self.decoder.model).__name__} did not run its final norm and head as expected, so its "
@@ -157,11 +158,13 @@ class Session:
         return output
 
     def _keep(self, step: Step, cache: Cache) -> None:
-        riding = {id(layer) for layer in streams.erased_layers(cache)}
-        new = [layer for part in step.parts for layer in part.layers.values() if id(layer) not in riding]
-        cache.layers.extend(new)
-        if new:
-            self._caches.append(weakref.ref(cache))
+        if not step.prefill:
+            return
+        for index, part in enumerate(step.parts):
+            for layer in range(part.stream.erasure.layer + 1, self.decoder.num_layers):
+                kept = part.layers.get(layer) or ErasedLayer(self, index, layer, part.stream)
+                cache.layers.append(kept)
+        self._caches.append(weakref.ref(cache))
 
     # -- one layer -------------------------------------------------------------------------------------
 

@@ -1,0 +1,6 @@
+"""One result, two forms: JSON for programs, one self-contained page for people."""
+
+from probes.report.files import write_report
+from probes.report.schema import SCHEMA, validate
+
+__all__ = ["SCHEMA", "validate", "write_report"]

@@ -1,0 +1,58 @@
+"""Write a report's two files so that a reader never finds half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from probes.report.page import render
+from probes.report.schema import dumps, plain, validate
+
+
+def write_report(result: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Write `report.json` and `report.html` into a folder, which is made if need be.
+
+    Both are built before either is written, and each replaces its predecessor in one step: a failure leaves
+    the old files as they were.
+
+    Args:
+        result: see `probes.report.schema`.
+        out_dir: folder of the two files.
+
+    Returns:
+        Paths of the JSON file and of the page.
+
+    Raises:
+        ConfigError, DataError: the result is not one; see `validate`.
+        MissingExtraError: jinja2 or matplotlib is not installed.
+        OSError: the folder can't be written.
+    """
+    validate(result)
+    result = plain(result)
+    contents = {"report.json": dumps(result), "report.html": render(result)}
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in contents.items():
+        _replace(folder / name, text)
+    return folder / "report.json", folder / "report.html"
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The rename itself reaches the disk with its folder.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
