@@ -20,11 +20,12 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerationMi
 from tccd.centroids.bank import CentroidBank
 from tccd.centroids.replacement import Centroids
 from tccd.decoder import Decoder, find_decoder
-from tccd.decoding import twin
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import combine, contrast
-from tccd.decoding.streams import NEVER, Erasure
-from tccd.decoding.twin import Session, Step
+from tccd.decoding.packing import Step
+from tccd.decoding.refusals import check_model
+from tccd.decoding.streams import Erasure
+from tccd.decoding.twin import Session
 from tccd.errors import ConfigError, UnsupportedModelError
 
 _MODES = (
@@ -113,7 +114,7 @@ class TCCD:
         self.layer = text_layer(bank, self.config.layer)
         self.decoder.check_layer(self.layer, last_allowed=False)
         self.erasure = centroid_erasure(bank, self.layer, self.config.alpha_interp)
-        twin.check_model(self.decoder)
+        check_model(self.decoder)
         self._local = threading.local()
 
     @property
@@ -137,7 +138,9 @@ class TCCD:
         dropped = _dropped_by_generate(model)
         mode = generation_config.get_generation_mode(dropped.get("assistant_model"))
         if mode not in _MODES:
-            raise UnsupportedModelError(f"generation mode {mode.value!r}; TCCD decodes {[m.value for m in _MODES]}")
+            raise UnsupportedModelError(
+                f"generation mode {mode.value!r}; TCCD decodes {', '.join(m.value for m in _MODES)}"
+            )
         if generation_config.prefill_chunk_size is not None:
             raise UnsupportedModelError("prefill_chunk_size splits the prompt; TCCD needs it in one forward")
         if getattr(generation_config, "assistant_early_exit", None) is not None:
@@ -225,7 +228,7 @@ class TCCDSession(Session):
         if step is not None and step.prefill and self.prompt_length is None:
             self.prompt_length = step.n
         if self.config.tokens == "first" and kwargs.get("use_cache") is False:
-            raise ConfigError("tokens='first' needs use_cache=True, which tells the first token from later ones")
+            raise ConfigError("tokens='first' needs use_cache=True: without it every token looks like the first")
 
     def mask(self, step: Step, m: int) -> Tensor:
         """Columns where contrast may act, shape (batch, m), for the last m own columns of this forward."""
@@ -314,8 +317,8 @@ class TCCDLogitsProcessor(LogitsProcessor):
             return scores
         if session.seen is None or session.seen[0].shape[0] != scores.shape[0]:
             raise UnsupportedModelError(
-                "the TCCD processor saw no forward of its model for these scores: create it in the generate call, "
-                "in the thread that generates, or use custom_generate=tccd"
+                "the TCCD processor saw no forward of its model for these scores: create it in the generate "
+                "call, in the thread that generates, or use custom_generate=tccd"
             )
         clean, erased, allowed = session.seen
         session.seen = None
@@ -342,7 +345,7 @@ def text_layer(bank: CentroidBank, layer: int | None) -> int:
     if layer is None:
         found = bank.layers("text")
         if len(found) != 1:
-            raise ConfigError(f"the bank holds text centroids of layers {list(found)}; say which with layer=...")
+            raise ConfigError(f"the bank holds text centroids of layers {list(found)}; say layer=...")
         return found[0]
     bank.centroids("text", layer)
     return layer

@@ -35,7 +35,7 @@ class Erasure:
 
     @property
     def erases_generated(self) -> bool:
-        """Whether generated tokens are replaced too: they belong to the whole tail and to no other segment."""
+        """Whether generated tokens are replaced too: of all segments, only the whole tail holds them."""
         return self.modality == "text" and self.segment in (None, "all")
 
 
@@ -177,8 +177,8 @@ def resume(owner: object, erasures: tuple[Erasure, ...], cache: Cache, past: int
     kept = erased_layers(cache)
     if not kept or any(layer.owner is not owner for layer in kept):
         raise UnsupportedModelError(
-            f"past_key_values holds {past} columns that were computed without this TCCD, so the erased stream "
-            "has no keys and values for them; pass the whole prompt without past_key_values"
+            f"past_key_values holds {past} columns that were computed without this TCCD, so the erased "
+            "stream has no keys and values for them; pass the whole prompt without past_key_values"
         )
     batch, n = ids.shape
     parts: list[Part] = []
@@ -192,7 +192,7 @@ def resume(owner: object, erasures: tuple[Erasure, ...], cache: Cache, past: int
         stream = next(iter(mine.values())).stream
         if stream.columns.start.shape[0] != batch:
             raise UnsupportedModelError(
-                f"past_key_values was filled for {stream.columns.start.shape[0]} rows, this forward has {batch}"
+                f"past_key_values was filled for {len(stream.columns.start)} rows, this forward has {batch}"
             )
         part = _part(stream, n, past + n, None)
         part.layers = mine

@@ -27,7 +27,9 @@ def test_eager_attention(family, rows):
     assert_like_oracle(model, inputs(family, rows), layer=1)
 
 
-@pytest.mark.parametrize("rows", [[Row(images=0, videos=1, after=4)], [Row(images=1, videos=1), Row(after=8)]])
+@pytest.mark.parametrize(
+    "rows", [[Row(images=0, videos=1, after=4)], [Row(images=1, videos=1), Row(after=8)]]
+)
 def test_videos(rows):
     assert_like_oracle(cached_tiny("qwen2_5_vl"), inputs("qwen2_5_vl", rows), layer=1)
 
@@ -64,7 +66,10 @@ def test_right_padding_has_the_same_first_token():
 def test_settings_that_are_plain_decoding(settings):
     model, batch = cached_tiny("qwen2_5_vl"), inputs("qwen2_5_vl", RAGGED)
     tccd = TCCD(model, text_bank(model, 1), **settings)
-    ours, plain = new_tokens(generate(model, batch, 8, tccd), batch), new_tokens(generate(model, batch, 8), batch)
+    ours, plain = (
+        new_tokens(generate(model, batch, 8, tccd), batch),
+        new_tokens(generate(model, batch, 8), batch),
+    )
     assert (ours[0] == plain[0]).all()
     torch.testing.assert_close(ours[1], plain[1], rtol=0, atol=1e-5)
 
@@ -72,7 +77,10 @@ def test_settings_that_are_plain_decoding(settings):
 def test_a_row_without_an_image_is_decoded_plainly_and_beside_others():
     model, batch = cached_tiny("qwen2_5_vl"), inputs("qwen2_5_vl", RAGGED)
     tccd = TCCD(model, text_bank(model, 1), alpha_cd=3.0)
-    ours, plain = new_tokens(generate(model, batch, 8, tccd), batch), new_tokens(generate(model, batch, 8), batch)
+    ours, plain = (
+        new_tokens(generate(model, batch, 8, tccd), batch),
+        new_tokens(generate(model, batch, 8), batch),
+    )
     torch.testing.assert_close(ours[1][2], plain[1][2], rtol=0, atol=1e-5)
     assert not torch.allclose(ours[1][0], plain[1][0], atol=1e-2)
     assert (tccd.trace[0].opened[:, 0] == torch.tensor([1, 1, 0])).all()
@@ -90,10 +98,16 @@ def _slow_rule(settings):
                 top = sorted(p.tolist())[-2:]
                 away = settings["gate_threshold"] - (top[1] - top[0])
             elif gate == "entropy":
-                away = -sum(x * math.log(x) for x in p.tolist() if x) / math.log(len(p)) - settings["gate_threshold"]
+                away = (
+                    -sum(x * math.log(x) for x in p.tolist() if x) / math.log(len(p))
+                    - settings["gate_threshold"]
+                )
             elif gate == "jsd":
                 m = (p + q) / 2
-                kl = [sum(a * math.log2(a / b) for a, b in zip(x.tolist(), m.tolist(), strict=True) if a) for x in (p, q)]
+                kl = [
+                    sum(a * math.log2(a / b) for a, b in zip(x.tolist(), m.tolist(), strict=True) if a)
+                    for x in (p, q)
+                ]
                 away = sum(kl) / 2 - settings["gate_threshold"]
             else:
                 away = 1.0

@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor, Text
 from transformers.cache_utils import DynamicCache
 
 from tccd import TCCD
-from tccd.decoding import twin
+from tccd.decoding.installation import is_installed
 from tests import oracle
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens, text_bank, text_centroids
 from tests.tiny import Row, cached_tiny, inputs, tiny
@@ -40,7 +40,9 @@ class OracleProcessor(LogitsProcessor):
         return combined.log_softmax(-1) if self.normalise else combined
 
 
-def both(model: Any, batch: dict, door: str = "custom_generate", copies: int = 1, **how: Any) -> tuple[Any, Any]:
+def both(
+    model: Any, batch: dict, door: str = "custom_generate", copies: int = 1, **how: Any
+) -> tuple[Any, Any]:
     """A generate call with TCCD, and the same call with the oracle's scores."""
     how = {"output_scores": True} | how
     tccd = TCCD(model, text_bank(model, LAYER))
@@ -275,7 +277,7 @@ def test_a_streamer_read_from_another_thread():
 
 def assert_nothing_left(model: Any) -> None:
     gc.collect()
-    assert model not in twin._installed
+    assert not is_installed(model)
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
     assert not [name for name, module in model.named_modules() if "forward" in module.__dict__]

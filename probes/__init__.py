@@ -1,0 +1,1 @@
+"""Diagnostics: what each modality is worth to a model, and how sure that is."""

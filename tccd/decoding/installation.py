@@ -1,0 +1,121 @@
+"""The engine's hold on a model: what is changed while a session is on, and how it is undone.
+
+Every change asks first whether the calling thread (or asyncio task) decodes under a session of this model;
+if not, the model's own code runs as it was.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from tccd.decoder import Decoder
+from tccd.decoding.packing import PackedCache
+
+if TYPE_CHECKING:
+    from tccd.decoding.twin import Session
+
+#: The session that this thread (or asyncio task) decodes under.
+current: ContextVar[Session | None] = ContextVar("tccd_session", default=None)
+
+_installed: weakref.WeakKeyDictionary[nn.Module, _Installation] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def install(decoder: Decoder) -> None:
+    """Make the model able to run sessions; counted, so that several threads can share it."""
+    with _lock:
+        if decoder.model not in _installed:
+            _installed[decoder.model] = _Installation(decoder)
+        _installed[decoder.model].count += 1
+
+
+def uninstall(decoder: Decoder) -> None:
+    """Undo one `install`; the last one leaves the model as it was."""
+    with _lock:
+        installation = _installed[decoder.model]
+        installation.count -= 1
+        if installation.count == 0:
+            installation.remove()
+            del _installed[decoder.model]
+
+
+def is_installed(model: nn.Module) -> bool:
+    """Whether anything of the engine is on the model."""
+    return model in _installed
+
+
+def session_of(model: nn.Module) -> Session | None:
+    """The session that the caller decodes this model under."""
+    session = current.get()
+    return session if session is not None and session.is_open and session.decoder.model is model else None
+
+
+class _Installation:
+    """The wrapped forwards of one model's decoder, and two hooks around the whole."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.count = 0
+        self._model = weakref.ref(decoder.model)
+        self._undo: list[Callable[[], None]] = []
+        for index, layer in enumerate(decoder.layers):
+            self._wrap(layer, lambda s, f, a, k, i=index: s.run_layer(i, f, a, k))
+            for module in layer.modules():
+                if "attention" in type(module).__name__.lower():
+                    self._wrap(module, _run_attention)
+        self._wrap(decoder.norm, lambda s, f, a, k: s.run_norm(f, *a, **k))
+        self._wrap(decoder.head, lambda s, f, a, k: s.run_head(f, *a, **k))
+        before = decoder.model.register_forward_pre_hook(_before_forward, with_kwargs=True)
+        after = decoder.model.register_forward_hook(_after_forward)
+        self._undo += [before.remove, after.remove]
+
+    def _wrap(self, module: nn.Module, run: Callable) -> None:
+        own = module.__dict__.get("forward")  # accelerate, for one, puts a forward of its own here
+        original, of = module.forward, self._model
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            model = of()
+            session = None if model is None else session_of(model)
+            return original(*args, **kwargs) if session is None else run(session, original, args, kwargs)
+
+        def undo() -> None:
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+        module.forward = forward  # type: ignore[method-assign]
+        self._undo.append(undo)
+
+    def remove(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+
+def _before_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    session = session_of(model)
+    if session is not None:
+        session.begin(args, kwargs)
+
+
+def _after_forward(model: nn.Module, args: tuple, output: Any) -> Any:
+    session = session_of(model)
+    return None if session is None else session.end(output)
+
+
+def _run_attention(session: Session, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Show whoever records attention the clean stream's weights only, in plain shapes."""
+    output = forward(*args, **kwargs)
+    cache = kwargs.get("past_key_values")
+    if not isinstance(cache, PackedCache) or not isinstance(output, tuple):
+        return output
+    return (
+        output[0],
+        *(cache.plain_weights(x) if isinstance(x, Tensor) and x.ndim == 4 else x for x in output[1:]),
+    )

@@ -1,0 +1,193 @@
+"""One forward with erased columns packed behind the clean ones: states, masks, positions, keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from tccd.decoding import masks
+from tccd.decoding.streams import ErasedLayer, Part
+from tccd.errors import UnsupportedModelError
+
+
+class Step:
+    """One forward of the model under a session.
+
+    Attributes:
+        past: columns before it.
+        n: clean columns in it.
+        prefill: whether it holds the prompt.
+        parts: the erased streams' parts in it.
+        cache: the model's cache, once it is known.
+        active: the parts packed into the layer call that runs now.
+    """
+
+    def __init__(self, past: int, n: int, parts: list[Part], cache: Cache | None) -> None:
+        self.past = past
+        self.n = n
+        self.prefill = past == 0
+        self.parts = parts
+        self.cache = cache
+        self.active: list[Part] = []
+        self._packed: Tensor | None = None
+        self._clean: Tensor | None = None
+        self._memo: dict[tuple, tuple[Any, Any]] = {}
+
+    def activate(self, layer: int | None) -> bool:
+        """Pack the streams begun below `layer` (all of them for None) from now on; False if they own no column."""
+        self.active = [p for p in self.parts if layer is None or p.stream.erasure.layer < layer]
+        return any(part.queries for part in self.active)
+
+    def pack(self, clean: Tensor) -> Tensor:
+        """States [clean | erased ...], shape (batch, n + queries, hidden); not copied if they stand so already."""
+        width = self.n + sum(part.queries for part in self.active)
+        if clean is self._clean and self._packed is not None and self._packed.shape[1] == width:
+            return self._packed
+        return torch.cat([clean, *(on(part.hidden, clean) for part in self.active)], 1)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Hand each stream its states back; returns the clean ones, shape (batch, n, hidden)."""
+        at = self.n
+        for part in self.active:
+            part.hidden = packed[:, at : at + part.queries]
+            at += part.queries
+        self._packed, self._clean = packed, packed[:, : self.n]
+        return self._clean
+
+    def arguments(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of layer `index` for packed states.
+
+        Raises:
+            UnsupportedModelError: a per-token argument of unknown meaning, or a mask that is no 4-D tensor.
+        """
+        packed = {}
+        for name, value in kwargs.items():
+            if name == "attention_mask":
+                sizes = self._kv_sizes(index)
+                packed[name] = self._once(name, value, sizes, partial(self._mask, *sizes))
+            elif name.startswith("position_embeddings"):
+                packed[name] = self._once(name, value, None, partial(self._columns, -2))
+            elif name in ("position_ids", "cache_position"):
+                packed[name] = self._once(name, value, None, partial(self._columns, -1))
+            elif isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == self.n > 1:
+                raise UnsupportedModelError(
+                    f"decoder layer {index} takes {name!r} of shape {tuple(value.shape)}, one row a token, "
+                    "which TCCD does not know how to repeat for its erased stream"
+                )
+            else:
+                packed[name] = value
+        return packed
+
+    def _once(self, name: str, value: Any, sizes: Any, make: Callable[[Any], Any]) -> Any:
+        # Layers of one kind share their arguments, so one packing a forward and kind is enough. The value is
+        # kept beside its packing, so that its id is not used again.
+        key = (name, id(value), sizes, tuple(id(part) for part in self.active))
+        if key not in self._memo:
+            self._memo[key] = (value, make(value))
+        return self._memo[key][1]
+
+    def _columns(self, dim: int, value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, tuple | list):
+            return type(value)(self._columns(dim, item) for item in value)
+        if value.shape[dim] != self.n:
+            raise UnsupportedModelError(f"a per-token argument has shape {tuple(value.shape)} for {self.n} tokens")
+        tails = [value.narrow(dim, self.n - part.queries, part.queries) for part in self.active]
+        return torch.cat([value, *tails], dim)
+
+    def _mask(self, kv_length: int, kv_offset: int, mask: Any) -> Tensor:
+        if mask is None:
+            device = self.parts[0].own.device
+            clean = masks.causal(self.n, self.past, kv_length, kv_offset, device)
+        elif isinstance(mask, Tensor) and mask.ndim == 4:
+            clean = mask if mask.dtype == torch.bool else mask == 0
+        else:
+            raise UnsupportedModelError(
+                f"attention mask of kind {type(mask).__name__}; load the model with "
+                "attn_implementation='sdpa' or 'eager'"
+            )
+        columns = [(part.stream.columns, part.queries) for part in self.active]
+        packed = masks.packed(clean, columns, self.past, kv_offset)
+        if mask is None or mask.dtype == torch.bool:
+            return packed
+        additive = torch.zeros_like(packed, dtype=mask.dtype)
+        return additive.masked_fill_(~packed, torch.finfo(mask.dtype).min)
+
+    def _kv_sizes(self, index: int) -> tuple[int, int]:
+        """Clean keys that layer `index` will see, and the column of the first."""
+        layers = [] if self.cache is None else self.cache.layers
+        if index >= len(layers) or isinstance(layers[index], ErasedLayer):
+            return self.past + self.n, 0
+        length, offset = layers[index].get_mask_sizes(self.n)
+        return int(length), int(offset)
+
+
+class PackedCache:
+    """Stands in for the model's cache in one packed layer call: clean columns go to it, erased ones beside it.
+
+    Args:
+        owner: the session that keeps the erased columns.
+        step: the forward.
+        index: the layer.
+
+    Attributes:
+        updated: whether the layer has used it.
+    """
+
+    def __init__(self, owner: object, step: Step, index: int) -> None:
+        self._owner, self._step, self._index = owner, step, index
+        self.updated = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._step.cache, name)
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple:
+        """Keep the [clean | erased ...] columns where each belongs, and return all that the queries may see.
+
+        Args:
+            keys, values: shape (batch, heads, n + queries, head width).
+            layer_idx: the layer that calls.
+            args, kwargs: handed on to the model's cache.
+        """
+        step, at = self._step, self._step.n
+        if layer_idx != self._index:
+            raise UnsupportedModelError(f"decoder layer {self._index} writes the cache of layer {layer_idx}")
+        self.updated = True
+        clean = keys[:, :, :at], values[:, :, :at]
+        seen = [clean if step.cache is None else step.cache.update(*clean, layer_idx, *args, **kwargs)]
+        for part in step.active:
+            own = keys[:, :, at : at + part.queries], values[:, :, at : at + part.queries]
+            at += part.queries
+            if step.cache is not None:
+                if layer_idx not in part.layers:
+                    number = step.parts.index(part)
+                    part.layers[layer_idx] = ErasedLayer(self._owner, number, layer_idx, part.stream)
+                own = part.layers[layer_idx].update(*own)
+            seen.append(own)
+        self._erased_keys = sum(k.shape[2] for k, _ in seen[1:])
+        return torch.cat([k for k, _ in seen], 2), torch.cat([v for _, v in seen], 2)
+
+    def plain_weights(self, weights: Tensor) -> Tensor:
+        """The clean stream's part of attention weights, shape (batch, heads, queries, keys)."""
+        queries = weights.shape[2] - sum(part.queries for part in self._step.active)
+        return weights[:, :, :queries, : weights.shape[3] - self._erased_keys]
+
+
+def on(value: Tensor | None, like: Tensor) -> Tensor:
+    """A stream's states on the device of `like`: layers may be spread over several."""
+    assert value is not None
+    return value if value.device == like.device else value.to(like.device)
+
+
+def is_suffix(states: Tensor, normed: Tensor) -> bool:
+    """Whether `states` is a slice of the last columns of `normed`; compares memory and not values."""
+    if states.shape[0] != normed.shape[0] or states.shape[1] > normed.shape[1]:
+        return False
+    suffix = normed[:, normed.shape[1] - states.shape[1] :]
+    return states.data_ptr() == suffix.data_ptr() and states.stride() == suffix.stride()

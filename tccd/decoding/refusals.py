@@ -1,0 +1,117 @@
+"""What the twin engine is not exact for: refused before the first token, and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from tccd.decoder import Decoder, first_tensor
+from tccd.errors import UnsupportedModelError
+
+
+def check_model(decoder: Decoder) -> None:
+    """Refuse a model that erased streams can't run beside.
+
+    Raises:
+        UnsupportedModelError: compiled, neither sdpa nor eager attention, or layers that are not attention.
+    """
+    model: Any = decoder.model
+    if type(model).__name__ == "OptimizedModule" or any(
+        getattr(m, "_compiled_call_impl", None) is not None for m in (model, *decoder.layers)
+    ):
+        raise UnsupportedModelError(
+            "the model is compiled by torch.compile, which bakes one stream's shapes in; use it uncompiled"
+        )
+    text = model.config.get_text_config()
+    attention = getattr(text, "_attn_implementation", None)
+    if attention not in ("sdpa", "eager"):
+        raise UnsupportedModelError(
+            f"attention implementation {attention!r}; TCCD is exact with 'sdpa' and 'eager': "
+            "model.set_attn_implementation('sdpa')"
+        )
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise UnsupportedModelError(
+            f"decoder layers of kind {sorted(kinds)}; TCCD knows full_attention and sliding_attention"
+        )
+
+
+def check_call(model: nn.Module, given: dict[str, Any]) -> None:
+    """Refuse a forward that can't be contrasted.
+
+    Args:
+        model: the whole model.
+        given: its forward's arguments by name.
+
+    Raises:
+        UnsupportedModelError: training mode, gradients, labels, no token ids, or a cache of an unknown kind.
+    """
+    if model.training:
+        raise UnsupportedModelError("the model is in training mode; call model.eval()")
+    if torch.is_grad_enabled():
+        raise UnsupportedModelError("gradients are on; wrap the call in torch.no_grad()")
+    if given.get("labels") is not None:
+        raise UnsupportedModelError("labels were given, but contrasted logits have no loss; leave them out")
+    if given.get("input_ids") is None:
+        raise UnsupportedModelError(
+            "the model was called without input_ids; TCCD reads the image's place from token ids, so pass "
+            "input_ids and not inputs_embeds"
+        )
+    check_cache(given.get("past_key_values"))
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse a cache whose layers can't have erased ones beside them.
+
+    Raises:
+        UnsupportedModelError: not a transformers cache of layers, or an offloaded one.
+    """
+    if cache is not None and not isinstance(cache, Cache):
+        raise UnsupportedModelError(f"past_key_values is a {type(cache).__name__}; pass a transformers Cache")
+    if getattr(cache, "offloading", False):
+        raise UnsupportedModelError(
+            "an offloaded cache prefetches the model's own layers only; use a cache that is not offloaded"
+        )
+
+
+def check_prefix(name: str, forward: Callable, hidden: Tensor, start: Tensor, kwargs: dict[str, Any]) -> None:
+    """Self-test of the fact that the shared prefix rests on: columns before the tail don't depend on it.
+
+    Runs one layer twice on a prompt, the second time with every column from `start` on changed.
+
+    Args:
+        name: the model's class, for the message.
+        forward: the layer's forward.
+        hidden: its input, shape (batch, n, hidden).
+        start: first column of each row's tail, shape (batch,).
+        kwargs: the layer's other arguments, for a whole prompt.
+
+    Raises:
+        UnsupportedModelError: the prefix changed: the model attends from the prefix to the text after it.
+    """
+    n = hidden.shape[1]
+    prefix = torch.arange(n, device=hidden.device)[None] < start.to(hidden.device)[:, None]
+    changed = torch.where(prefix[..., None], hidden, hidden.flip(-1) + 1)
+    kwargs = kwargs | ({"past_key_values": None} if "past_key_values" in kwargs else {})
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        kwargs["attention_mask"] = mask = mask[..., :n]
+        itself = mask.diagonal(dim1=-2, dim2=-1)[:, 0]  # padding does not even see itself
+        prefix = prefix & (itself if mask.dtype == torch.bool else itself == 0)
+    # In an empty context, where nobody records outputs and no session is on.
+    run = Context().run
+    before = first_tensor(run(forward, hidden, **kwargs))[prefix]
+    after = first_tensor(run(forward, changed, **kwargs))[prefix]
+    if before.numel() and not torch.allclose(
+        before, after, rtol=1e-3, atol=1e-4 * float(before.abs().amax()), equal_nan=True
+    ):
+        raise UnsupportedModelError(
+            f"{name}: hidden states before the text tail change by {float((before - after).abs().amax()):.2g} "
+            "with the tail, so its prefix attends to the text after it (prefix-LM attention), and a prefix "
+            "shared by both streams would be wrong"
+        )
