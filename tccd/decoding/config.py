@@ -67,9 +67,9 @@ class TCCDConfig:
             ConfigError: an unknown key, or a value that the constructor refuses.
         """
         known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(repr(key) for key in set(values) - known)
         if unknown:
-            raise ConfigError(f"unknown TCCD settings {unknown}; expected some of {sorted(known)}")
+            raise ConfigError(f"unknown TCCD settings {', '.join(unknown)}; expected some of {sorted(known)}")
         return cls(**values)
 
     @property
@@ -86,7 +86,8 @@ class TCCDConfig:
 def _number(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} is {value!r} ({type(value).__name__}); expected a number")
-    if not math.isfinite(value) or not low <= value <= high:
+    # Compared before it is made a float: an integer may be too large for one.
+    if not low <= value <= high or abs(value) > 1e30:
         expected = f"a finite number >= {low:g}" if high == math.inf else f"{low:g} to {high:g}"
         raise ConfigError(f"{name} is {value}; expected {expected}")
 

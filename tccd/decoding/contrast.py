@@ -83,7 +83,7 @@ def opening(values: Tensor, gate: str, threshold: float, ramp: float) -> Tensor:
     A margin opens the gate where it is small; entropy and divergence where they are large.
     """
     away = (threshold - values) if gate == "margin" else (values - threshold)
-    if ramp <= 0:
+    if ramp <= torch.finfo(values.dtype).eps:
         return (away > 0).to(values.dtype)
     return (away / ramp + 0.5).clamp(0, 1)
 
@@ -107,6 +107,7 @@ def contrast(clean: Tensor, erased: Tensor, config: TCCDConfig) -> tuple[Tensor,
         values = signal(clean, erased, config.gate)
         opened = opening(values, config.gate, config.gate_threshold, config.gate_ramp)
     combined = combine(clean, erased, config.alpha_cd * opened[..., None])
+    combined = combined.masked_fill(clean == -math.inf, -math.inf)  # and not the NaN of inf - inf
     if config.beta > 0:
         allowed = plausible(clean, config.beta) | (opened == 0)[..., None]
         combined = combined.masked_fill(~allowed, -math.inf)

@@ -26,7 +26,7 @@ from tccd.decoding.packing import Step
 from tccd.decoding.refusals import check_model
 from tccd.decoding.streams import Erasure
 from tccd.decoding.twin import Session
-from tccd.errors import ConfigError, UnsupportedModelError
+from tccd.errors import ConfigError, TCCDError, UnsupportedModelError
 
 _MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -268,23 +268,42 @@ class TCCDSession(Session):
 
 
 class _WatchingSession(TCCDSession):
-    """Leaves the model's logits as they are and keeps both streams' for a processor."""
+    """Leaves the model's logits as they are, and keeps both streams' for a processor.
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    It may outlive its `generate` call (an exception's traceback keeps the processor alive), so it disturbs
+    nobody: a forward that can't be contrasted runs plainly, and the processor says why if it is asked.
+
+    Attributes:
+        seen: clean and erased next-token logits, shape (batch, vocabulary), and the rows to contrast.
+        problem: why the last forward could not be contrasted.
+    """
+
+    yields = True
+
+    def __init__(self, decoder: Decoder, erasure: Erasure, config: TCCDConfig) -> None:
+        super().__init__(decoder, erasure, config)
         self.seen: tuple[Tensor, Tensor, Tensor] | None = None
+        self.problem: TCCDError | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self.step is None
 
     def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.seen = None
-        super().begin(args, kwargs)
+        self.seen = self.problem = None
+        try:
+            super().begin(args, kwargs)
+        except TCCDError as error:
+            self.step, self.problem = None, error
 
     def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor | None:
-        return clean if not erased else None
+        return None if erased else clean
 
     def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
-        if erased[0].shape[1]:
-            allowed = self.mask(step, 1)[:, 0].to(clean.device)
-            self.seen = clean[:, -1].float(), erased[0][:, -1].float(), allowed
+        # A prompt that ends with its image has no erased column yet: both streams are one.
+        other = erased[0] if erased[0].shape[1] else clean
+        rows = self.mask(step, 1)[:, 0] if erased[0].shape[1] else torch.zeros(len(clean), dtype=torch.bool)
+        self.seen = clean[:, -1].float(), other[:, -1].float(), rows.to(clean.device)
         return clean
 
 
@@ -313,6 +332,8 @@ class TCCDLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Combine, shape (batch, vocabulary) in and out."""
         session = self._session
+        if session.problem is not None:
+            raise session.problem
         if session.config.is_off:
             return scores
         if session.seen is None or session.seen[0].shape[0] != scores.shape[0]:

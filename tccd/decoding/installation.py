@@ -56,6 +56,11 @@ def session_of(model: nn.Module) -> Session | None:
     return session if session is not None and session.is_open and session.decoder.model is model else None
 
 
+def _running_on(model: nn.Module | None) -> Session | None:
+    session = None if model is None else session_of(model)
+    return None if session is None or session.is_idle else session
+
+
 class _Installation:
     """The wrapped forwards of one model's decoder, and two hooks around the whole."""
 
@@ -79,8 +84,7 @@ class _Installation:
         original, of = module.forward, self._model
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            model = of()
-            session = None if model is None else session_of(model)
+            session = _running_on(of())
             return original(*args, **kwargs) if session is None else run(session, original, args, kwargs)
 
         def undo() -> None:
@@ -105,7 +109,7 @@ def _before_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> No
 
 
 def _after_forward(model: nn.Module, args: tuple, output: Any) -> Any:
-    session = session_of(model)
+    session = _running_on(model)
     return None if session is None else session.end(output)
 
 

@@ -27,7 +27,6 @@ from tccd.decoding.streams import ErasedLayer, Erasure
 from tccd.errors import ConfigError, UnsupportedModelError
 from tccd.modality import modality_map, vision_token_ids
 
-_PIXELS = ("pixel_values", "pixel_values_videos")
 
 
 class Session:
@@ -47,6 +46,9 @@ class Session:
         ConfigError: an erasure's layer is out of range.
         UnsupportedModelError: the engine is not exact for this model.
     """
+
+    #: Whether another session on the same model and thread may take its place.
+    yields = False
 
     def __init__(self, decoder: Decoder, erasures: tuple[Erasure, ...]) -> None:
         self.decoder = decoder
@@ -79,6 +81,11 @@ class Session:
         """Logits for the caller, shape (batch, m, vocabulary), from those of all streams."""
         return clean
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the forward that runs is none of the session's business."""
+        return False
+
     # -- one forward -----------------------------------------------------------------------------------
 
     def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -94,7 +101,7 @@ class Session:
         given |= given.pop("kwargs", {})
         check_call(self.decoder.model, given)
         ids, cache = given["input_ids"], given.get("past_key_values")
-        has_images = any(given.get(name) is not None for name in _PIXELS)
+        has_images = _has_images(given)
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0:
             if cache is not None:
@@ -221,8 +228,11 @@ class Session:
         Raises:
             ConfigError: the thread decodes this model under another session already.
         """
-        if session_of(self.decoder.model) is not None:
+        outer = session_of(self.decoder.model)
+        if outer is not None and not outer.yields:
             raise ConfigError("another TCCD is active on this model in this thread; close it first")
+        if outer is not None:
+            outer.close()
         install(self.decoder)
         token = current.set(self)
         try:
@@ -243,3 +253,10 @@ class Session:
             if cache is not None:
                 streams.detach(cache)
         self._caches.clear()
+
+
+def _has_images(given: dict[str, Any]) -> bool:
+    # transformers' generate runs the vision tower itself and passes its outputs on, none for text alone.
+    encoded = given.get("mm_encoder_outputs") or {}
+    pixels = (given.get(name) for name in ("pixel_values", "pixel_values_videos"))
+    return any(value is not None for value in (*encoded.values(), *pixels))

@@ -86,13 +86,11 @@ def test_a_strength_for_each_row():
     assert all(torch.equal(got[i], combine(clean[i], erased[i], float(i))) for i in range(3))
 
 
-@quick
-@given(rows(1), SHARE)
-def test_plausible_tokens_have_beta_times_the_largest_probability(row, beta):
-    p = probabilities(row[0])
-    for kept, share in zip(plausible(row[0], beta).tolist(), (x / max(p) for x in p), strict=True):
-        if abs(share - beta) > 1e-4 * beta:
-            assert kept == (share >= beta)
+@pytest.mark.parametrize("beta", [0.0, 0.01, 0.1, 0.33, 0.5, 0.99, 1.0])
+def test_plausible_tokens_have_beta_times_the_largest_probability(beta):
+    shares = [*((i + 0.5) / 100 for i in range(100)), 1.0]  # of the largest probability
+    logits = torch.tensor([7 + math.log(share) for share in shares])
+    assert plausible(logits, beta).tolist() == [share >= beta for share in shares]
 
 
 @quick
@@ -148,11 +146,11 @@ def test_jsd_is_symmetric_zero_on_equals_and_bounded_by_total_variation(pair):
     assert float(jsd(clean, clean + 3)) < 1e-6  # the same distribution
 
 
-@pytest.mark.parametrize("vocabulary", [2, 7, 32000])
+@pytest.mark.parametrize("vocabulary", [2, 3, 5, 7, 11, 1000, 32000])
 def test_signals_at_their_ends(vocabulary):
     uniform, certain = torch.zeros(vocabulary), torch.zeros(vocabulary).index_fill(0, torch.tensor(1), 1e4)
     other = torch.zeros(vocabulary).index_fill(0, torch.tensor(0), 1e4)
-    assert float(entropy(uniform)) == pytest.approx(1, abs=1e-5)
+    assert 1 - 1e-5 <= float(entropy(uniform)) <= 1
     assert float(entropy(certain)) == pytest.approx(0, abs=1e-6)
     assert (float(margin(uniform)), float(margin(certain))) == (0, 1)
     assert float(jsd(certain, other)) == pytest.approx(1, abs=1e-6)
