@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,14 +50,10 @@ def replacement(
     model: Model,
     bank: Annotated[
         list[Path],
-        typer.Option(
-            "--bank", metavar="FILE", help="Centroids fitted for the model; repeat it for several K."
-        ),
+        typer.Option("--bank", metavar="FILE", help="Centroids fitted for the model; repeat it for several K."),
     ],
     data: Data,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for report.json and report.html.")
-    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for report.json and report.html.")],
     layers: Annotated[
         str | None,
         typer.Option(
@@ -64,9 +61,7 @@ def replacement(
             help="Layers to erase at, as in text=12,vision=16; all layers of the bank by default.",
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Questions to ask, at most; drawn by the seed.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask, at most; drawn by the seed.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 42,
     alpha_interp: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="What erasure keeps: 0 nothing, 1 all.")
@@ -114,7 +109,7 @@ def replacement(
         data, split=split, limit=limit, seed=seed, revision=data_revision, prompt=prompt, columns=columns
     )
     loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
-    with progress("Asking") as report:
+    with progress() as report:
         result = run(
             loaded.model,
             loaded.processor,
@@ -123,7 +118,7 @@ def replacement(
             layers=_layers(choice, banks),
             alpha_interp=alpha_interp,
             batch_size=batch_size,
-            progress=report,
+            progress=partial(report, "ask"),
         )
     result["config"] |= {
         "model": model,
@@ -148,9 +143,9 @@ def replacement(
 
 def _layers(choice: LayerChoice, banks: Sequence[CentroidBank]) -> dict[str, tuple[int, ...]]:
     """The layers asked for; where all were, those that every bank holds."""
-    settled = {}
+    settled: dict[str, tuple[int, ...]] = {}
     for modality, layers in choice.items():
-        held = [set(bank.layers(modality)) for bank in banks]  # type: ignore[arg-type]
+        held = [set(bank.layers(modality)) for bank in banks]
         settled[modality] = tuple(sorted(set.intersection(*held))) if layers is None else layers
     return settled
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from probes.arms import Answers, Arm, answer
-from probes.statistics import mcnemar, paired_bootstrap_ratio, paired_difference, wilson
+from probes.outcomes import accuracy, cost
+from probes.statistics import paired_bootstrap_ratio
 from tccd.centroids.bank import CentroidBank
 from tccd.data import Sample
 from tccd.decoder import identify
@@ -63,10 +64,11 @@ def run(
     arms = [Arm(centroid_erasure(b, layer, alpha_interp, modality)) for modality, layer, b in cells]
     answers = answer(model, processor, samples, arms, batch_size=batch_size, progress=progress)
     name = name or identify(model).model_id
+    tasks = [s.task or "all" for s in answers.samples]
     rows = [
         {"model": name, "modality": modality, "layer": layer, "k": len(b.centroids(modality, layer))}
         | {"alpha_interp": alpha_interp, "segment": "all" if modality == "text" else "tokens"}
-        | cost(answers, index)
+        | cost(answers.clean_correct, answers.arms_correct[index], tasks)
         for index, (modality, layer, b) in enumerate(cells)
     ]
     return envelope(f"Centroid cost of {name}", config={"alpha_interp": alpha_interp}) | {
@@ -77,26 +79,8 @@ def run(
     }
 
 
-def cost(answers: Answers, arm: int) -> dict[str, Any]:
-    """Centroid cost of one arm, with its interval, exact McNemar p-value and the same by task."""
-    before, after = answers.clean_correct, answers.arms_correct[arm]
-    tasks = np.array([s.task or "all" for s in answers.samples])
-    return _difference(before, after) | {
-        "p_value": mcnemar(before, after).p_value,
-        "by_task": [
-            {"task": task} | _difference(before[tasks == task], after[tasks == task])
-            for task in sorted(set(tasks.tolist()))
-        ],
-    }
-
-
-def _difference(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    d = paired_difference(before, after)
-    return {"n": d.n, "baseline": d.baseline, "accuracy": d.other, "cost": d.cost, "ci95": [d.low, d.high]}
-
-
 def ratio(name: str, rows: Sequence[Mapping[str, Any]], answers: Answers) -> dict[str, Any]:
-    """Asymmetry ratio, text cost over vision cost, at the first layer and K that both modalities were erased at.
+    """Asymmetry ratio, text cost over vision cost, at the middle layer that both modalities were erased at.
 
     Chosen by position and not by outcome. Images are resampled, since questions about one image go together.
     """
@@ -123,12 +107,11 @@ def ratio(name: str, rows: Sequence[Mapping[str, Any]], answers: Answers) -> dic
 
 def describe(model: Any, answers: Answers, description: str = "") -> dict[str, Any]:
     """A model's entry in a report: its size and its clean accuracy with a Wilson interval."""
-    n, correct = len(answers.samples), int(answers.clean_correct.sum())
     identity = identify(model)
     return {
         "description": description or f"{identity.model_id} ({identity.model_type})",
         "parameters": sum(p.numel() for p in model.parameters()),
-        "accuracy": {"n": n, "correct": correct, "accuracy": correct / n, "ci95": list(wilson(correct, n))},
+        "accuracy": accuracy(answers.clean_correct),
     }
 
 

@@ -275,9 +275,7 @@ def paired_bootstrap_ratio(
     # Few kinds of (text loss, vision loss) exist, and drawing units is drawing counts of kinds. The ratio of
     # sums is the ratio of mean costs, whatever the sizes of the clusters drawn.
     kinds, counts = np.unique(losses, axis=0, return_counts=True)
-    draws = (
-        np.random.default_rng(seed).multinomial(len(losses), counts / len(losses), size=n_resamples) @ kinds
-    )
+    draws = np.random.default_rng(seed).multinomial(len(losses), counts / len(losses), size=n_resamples) @ kinds
     vision_low, vision_high = np.quantile(draws[:, 1], [tail, 1 - tail])
     text_sum, vision_sum = losses.sum(axis=0)
     if vision_low <= 0:
@@ -407,9 +405,7 @@ def _best_alpha(scores: Mapping[float, float]) -> float:
 
 
 def _alphas(tables: Mapping[str, Table]) -> list[float]:
-    rows = [
-        (f"{model} {task}".strip(), row) for model, table in tables.items() for task, row in table.items()
-    ]
+    rows = [(f"{model} {task}".strip(), row) for model, table in tables.items() for task, row in table.items()]
     if not rows or not rows[0][1] or not all(tables.values()):
         raise DataError("the table is empty; expected {task: {alpha: value}} with at least one of each")
     expected = sorted(rows[0][1])
@@ -444,9 +440,7 @@ def _outcomes(values: ArrayLike | Sequence[bool], name: str) -> NDArray[np.bool_
     if array.ndim != 1 or not len(array):
         raise DataError(f"{name} has shape {array.shape}; expected one outcome an item, at least one item")
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise DataError(
-            f"{name} holds values other than true and false; compare answers with the truth first"
-        )
+        raise DataError(f"{name} holds values other than true and false; compare answers with the truth first")
     return array.astype(bool)
 
 

@@ -123,8 +123,9 @@ class ModelIdentity:
         model_type: the config's `model_type`.
         hidden_size: width of the residual stream.
         num_layers: number of decoder layers.
-        fingerprint: hash of a sample of the decoder's weights, the same in fp32, fp16 and bf16 in practice;
-            None where the weights are not readable (quantised or offloaded).
+        fingerprint: hash of a sample of the decoder's weights, rounded to bf16: the same whether a checkpoint
+            is loaded in fp32 or bf16 (in fp16 too, if it was stored so). None where the weights are not
+            readable (quantised or offloaded).
     """
 
     model_id: str

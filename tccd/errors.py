@@ -55,7 +55,7 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name and not module.startswith(error.name.split(".")[0]):
+        if error.name and module.split(".")[0] != error.name.split(".")[0]:
             raise
         raise MissingExtraError(
             f"{module} is not installed; it comes with an extra: pip install 'tccd[{extra}]'"

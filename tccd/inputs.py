@@ -51,14 +51,14 @@ def encode(processor: Any, images: Sequence[Sequence[Image]], prompts: Sequence[
     if len(images) != len(prompts):
         raise DataError(f"{len(images)} rows of images but {len(prompts)} prompts; expected as many")
     texts = [format_prompt(processor, p, len(row)) for p, row in zip(prompts, images, strict=True)]
-    # bos is in the template's text already, so the tokenizer must not add it again.
-    templated = bool(getattr(processor, "chat_template", None))
-    flat = [list(row) for row in images if len(row)]
+    rows = [list(row) for row in images]
+    # Most templates write the bos token themselves; the tokenizer must not add a second one.
+    bos = getattr(processor.tokenizer, "bos_token", None)
     return processor(
         text=texts,
-        images=flat or None,
+        images=rows if any(rows) else None,
         return_tensors="pt",
         padding=True,
         padding_side="left",
-        add_special_tokens=not templated,
+        add_special_tokens=not (bos and texts and texts[0].startswith(bos)),
     )

@@ -98,7 +98,7 @@ class ModalityMap:
         """
         if modality not in SEGMENTS:
             raise ConfigError(f"unknown modality {modality!r}; expected one of {', '.join(MODALITIES)}")
-        name = name or SEGMENTS[modality][0]
+        name = SEGMENTS[modality][0] if name is None else name
         if name not in SEGMENTS[modality]:
             raise ConfigError(
                 f"unknown {modality} segment {name!r}; expected one of {', '.join(SEGMENTS[modality])}"

@@ -63,7 +63,9 @@ def tiny(family: str, layers: int = 5, seed: int = 0, window: int = 6, **text: A
     import transformers as hf
 
     name, config = _config(family, layers, window, text)
-    model = getattr(hf, name)(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(hf, name)(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, p in model.named_parameters():

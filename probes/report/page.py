@@ -45,9 +45,7 @@ def render(result: Mapping[str, Any]) -> str:
     limits = figures.cost_limits(list(chosen.values())) if chosen else (0.0, 1.0)
     same = len({found.conditions for found in chosen.values()}) == 1
     runs = result.get("tccd") or {}
-    template = environment.from_string(
-        files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
-    )
+    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         title=result["title"],
         created=datetime.fromisoformat(result["created"]).strftime("%d %B %Y, %H:%M").lstrip("0"),

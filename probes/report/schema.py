@@ -91,9 +91,7 @@ def validate(result: Mapping[str, Any]) -> None:
             name = entry["model"] if isinstance(entry, dict) else entry
             if name not in result["models"]:
                 described = ", ".join(result["models"])
-                raise DataError(
-                    f"result.{part} names the model {name!r}; result.models describes {described}"
-                )
+                raise DataError(f"result.{part} names the model {name!r}; result.models describes {described}")
 
 
 def _mapping(value: Any, where: str) -> None:

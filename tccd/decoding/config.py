@@ -58,6 +58,11 @@ class TCCDConfig:
             raise ConfigError(f"layer is {self.layer!r}; expected a decoder layer's index, from 0, or None")
         _one_of("gate", self.gate, (None, *GATES))
         _one_of("tokens", self.tokens, TOKENS)
+        if self.gate is None and (self.gate_threshold, self.gate_ramp) != (0.5, 0.0):
+            raise ConfigError(
+                f"gate_threshold={self.gate_threshold} and gate_ramp={self.gate_ramp} do nothing without a gate; "
+                f"set gate to one of {', '.join(GATES)}"
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TCCDConfig:

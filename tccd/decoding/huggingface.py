@@ -27,6 +27,7 @@ from tccd.decoding.refusals import check_model
 from tccd.decoding.streams import Erasure
 from tccd.decoding.twin import Session
 from tccd.errors import ConfigError, TCCDError, UnsupportedModelError
+from tccd.modality import Modality
 
 _MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -373,7 +374,7 @@ def text_layer(bank: CentroidBank, layer: int | None) -> int:
 
 
 def centroid_erasure(
-    bank: CentroidBank, layer: int, alpha_interp: float, modality: str = "text", segment: str | None = None
+    bank: CentroidBank, layer: int, alpha_interp: float, modality: Modality = "text", segment: str | None = None
 ) -> Erasure:
     """Erase a modality by its bank's centroids at a layer.
 

@@ -93,7 +93,7 @@ class _Installation:
             else:
                 module.forward = own
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
         self._undo.append(undo)
 
     def remove(self) -> None:

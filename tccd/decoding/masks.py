@@ -67,3 +67,21 @@ def packed(clean: Tensor, streams: list[tuple[Columns, int]], past: int, kv_offs
         rows.append(torch.cat([prefix, pad(own, (before, sum(widths) - before - width))], -1))
         before += width
     return torch.cat(rows, -2)
+
+
+def sees_ahead(mask: object, start: Tensor) -> bool:
+    """Whether a query before its row's `start` may see a key from there on, as in prefix-LM attention.
+
+    Args:
+        mask: boolean or additive, shape (batch or 1, heads or 1, n, keys); None is causal, and what is no 4-D
+            tensor may say anything, so it counts as seeing ahead.
+        start: shape (batch,).
+    """
+    if mask is None:
+        return False
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        return True
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    start = start.to(mask.device)[:, None]
+    before, after = (torch.arange(size, device=mask.device)[None] < start for size in mask.shape[-2:])
+    return bool((seen & before[:, None, :, None] & ~after[:, None, None, :]).any())

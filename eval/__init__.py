@@ -1,0 +1,1 @@
+"""Benchmarks and the default models; imports tccd and probes, is not installed."""

@@ -1,0 +1,1 @@
+"""Other ways to decode, to compare with."""

@@ -1,0 +1,1 @@
+"""Data sets that the benchmarks run on, and the subsets they report."""

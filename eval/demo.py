@@ -1,0 +1,308 @@
+"""`make demo`: the whole job on the default models and easy-VQA's test split, in one report.
+
+Banks are fitted on train images. Centroid cost is measured by layer. TCCD's settings are chosen on half of
+the test images with the competing model, and both models are measured at them on the other half, by really
+generating.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
+
+from eval.datasets.easy_vqa import balanced, majority_answers, minority
+from eval.zoo import load
+from probes.arms import Arm, answer
+from probes.outcomes import accuracy, gain
+from probes.replacement import envelope, run
+from probes.report import write_report
+from tccd import TCCD, CentroidBank, TCCDConfig, fit_bank
+from tccd.data import Sample, load_samples
+from tccd.decoding.huggingface import centroid_erasure
+from tccd.inputs import encode
+
+MODELS = {
+    "grounded": "Looks at the image. There is little to recover, and contrast should leave it alone.",
+    "competing": "The same model with a strengthened language prior: it sees, and often answers by the prior.",
+}
+#: What the competing model chooses from, on one half of the test images.
+LAYERS, KS = (0, 1, 2, 3), (4, 8, 16)
+ALPHA_INTERP, ALPHA_CD, BETA = (0.0, 0.4), (0.5, 1.0, 2.0), (0.0, 0.1)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much the demo looks at.
+
+    Attributes:
+        fit: train questions that the banks are fitted on.
+        cost: test questions that centroid cost is measured on.
+        choose: test questions of the first half that settings are chosen on.
+        held_out: test questions of the other half that the gain is measured on; None for all.
+        k: centroids of the banks whose cost is measured.
+    """
+
+    fit: int = 1500
+    cost: int = 1500
+    choose: int = 1600
+    held_out: int | None = None
+    k: tuple[int, ...] = (16,)
+
+
+Tick = Callable[[int, int], None]
+
+
+class Demo:
+    """The demo's state: models, data and the two halves of the test images."""
+
+    def __init__(self, sizes: Sizes, progress: Progress, seed: int = 42) -> None:
+        self.sizes, self.seed, self._progress = sizes, seed, progress
+        self.zoo = {name: load(f"llava-{name}") for name in MODELS}
+        self.train = list(load_samples("easy-vqa", split="train"))
+        test = list(load_samples("easy-vqa", split="test"))
+        self.majority = majority_answers(self.train)
+        images = sorted({s.image_id for s in test})
+        first = set(np.random.default_rng(seed).permutation(images)[: len(images) // 2].tolist())
+        self.choosing = [s for s in test if s.image_id in first]
+        self.held_out = [s for s in test if s.image_id not in first][: sizes.held_out]
+        self.test = test
+
+    def sample(self, samples: Sequence[Sample], n: int) -> list[Sample]:
+        """A seeded sample in the samples' order."""
+        if n >= len(samples):
+            return list(samples)
+        picked = np.random.default_rng(self.seed).choice(len(samples), n, replace=False)
+        return [samples[i] for i in sorted(picked)]
+
+    def tick(self, title: str) -> Tick:
+        """A progress bar that a (done, total) callback moves."""
+        task = self._progress.add_task(title, total=None)
+        return lambda done, total: self._progress.update(task, completed=done, total=total)
+
+    def banks(self, name: str) -> dict[int, CentroidBank]:
+        """Banks of a model by K, fitted on train questions at every layer that has one above it."""
+        model, processor = self.zoo[name]
+        samples = self.sample(self.train, self.sizes.fit)
+        layers = tuple(range(model.config.text_config.num_hidden_layers - 1))
+        ks = sorted({*self.sizes.k, *KS})
+        tick = self.tick(f"{name}: fit banks")
+        fitted = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for done, k in enumerate(ks):
+                # One harvest serves every K: the second fit finds the first one's shards.
+                fitted[k] = fit_bank(
+                    model,
+                    processor,
+                    samples,
+                    layers={"text": layers, "vision": layers},
+                    k=k,
+                    images=None,
+                    prompt=None,
+                    max_vision_tokens_per_image=8,
+                    batch_size=50,
+                    seed=self.seed,
+                    data="easy-vqa train",
+                    work_dir=folder,
+                )
+                tick(done + 1, len(ks))
+        return fitted
+
+    def cost(self, name: str, banks: dict[int, CentroidBank]) -> dict[str, Any]:
+        """Centroid cost by layer and modality."""
+        model, processor = self.zoo[name]
+        samples = self.sample(self.test, self.sizes.cost)
+        wanted = [banks[k] for k in self.sizes.k]
+        tick = self.tick(f"{name}: centroid cost")
+        return run(model, processor, samples, wanted, name=name, batch_size=50, progress=tick)
+
+    def choose(self, name: str, banks: dict[int, CentroidBank]) -> tuple[TCCDConfig, int, dict[str, Any]]:
+        """The settings that answer most questions of the choosing half rightly, and that block of outcomes."""
+        model, processor = self.zoo[name]
+        samples = self.sample(self.choosing, self.sizes.choose)
+        arms, settings = [], []
+        for layer, k, kept in itertools.product(LAYERS, KS, ALPHA_INTERP):
+            erasure = centroid_erasure(banks[k], layer, kept)
+            for alpha, beta in itertools.product(ALPHA_CD, BETA):
+                config = TCCDConfig(alpha_cd=alpha, alpha_interp=kept, layer=layer, beta=beta)
+                arms.append(Arm(erasure, config))
+                settings.append((config, k))
+        tick = self.tick(f"{name}: choose settings")
+        answers = answer(model, processor, samples, arms, batch_size=50, progress=tick)
+        best = int(answers.arms_correct.sum(1).argmax())
+        return *settings[best], gain(answers.clean_correct, answers.arms_correct[best])
+
+    def measure(self, name: str, bank: CentroidBank, config: TCCDConfig) -> tuple[dict[str, Any], list[dict]]:
+        """Generate plain and with TCCD on the held-out half: the gain, and every item's two answers."""
+        model, processor = self.zoo[name]
+        tccd = TCCD(model, bank, config=config)
+        words: dict[str, list[str]] = {
+            arm: self._generate(f"{name}: {title}", model, processor, door)
+            for arm, title, door in (("plain", "plain answers", None), ("tccd", "TCCD answers", tccd))
+        }
+        rows = [
+            {"id": s.id, "image_id": s.image_id, "task": s.task, "prompt": s.prompt, "answer": s.answer}
+            | {arm: words[arm][i] for arm in words}
+            for i, s in enumerate(self.held_out)
+        ]
+        return self._blocks(rows), rows
+
+    def _generate(self, title: str, model: Any, processor: Any, tccd: TCCD | None) -> list[str]:
+        tick, words, size = self.tick(title), [], 50
+        for start in range(0, len(self.held_out), size):
+            chunk = self.held_out[start : start + size]
+            inputs = encode(processor, [[s.image] for s in chunk], [s.prompt for s in chunk])
+            tokens = model.generate(**inputs, custom_generate=tccd, max_new_tokens=3, do_sample=False)
+            new = tokens[:, inputs["input_ids"].shape[1] :]
+            words += [w.strip() for w in processor.batch_decode(new, skip_special_tokens=True)]
+            tick(start + len(chunk), len(self.held_out))
+        return words
+
+    def _blocks(self, rows: list[dict]) -> dict[str, Any]:
+        plain = np.array([r["plain"] == r["answer"] for r in rows])
+        contrasted = np.array([r["tccd"] == r["answer"] for r in rows])
+
+        def subset(samples: Sequence[Sample], note: str) -> dict[str, Any]:
+            ids = {s.id for s in samples}
+            at = np.array([r["id"] in ids for r in rows])
+            return gain(plain[at], contrasted[at]) | {"note": note}
+
+        return gain(plain, contrasted, [r["task"] for r in rows]) | {
+            "balanced": subset(balanced(self.held_out), "yes/no questions, as many yes as no for each question"),
+            "minority": subset(
+                minority(self.held_out, self.majority), "answers that are not their question's most frequent one"
+            ),
+        }
+
+    def blind(self) -> dict[str, Any]:
+        """Accuracy of each question's most frequent train answer: what can be had without the image."""
+        right = np.array([self.majority.get(s.prompt) == s.answer for s in self.held_out])
+        return accuracy(right)
+
+    def examples(self, name: str, bank: CentroidBank, config: TCCDConfig, rows: list[dict]) -> list[dict]:
+        """A few held-out questions, the first of each kind: put right, made wrong, and kept."""
+        kinds = (
+            [r for r in rows if r["plain"] != r["answer"] == r["tccd"]][:4],
+            [r for r in rows if r["plain"] == r["answer"] != r["tccd"]][:1],
+            [r for r in rows if r["plain"] == r["answer"] == r["tccd"]][:1],
+        )
+        by_id = {s.id: s for s in self.held_out}
+        return [self._example(name, bank, config, by_id[row["id"]], row) for rows in kinds for row in rows]
+
+    def _example(self, name: str, bank: CentroidBank, config: TCCDConfig, sample: Sample, row: dict) -> dict:
+        model, processor = self.zoo[name]
+        inputs = encode(processor, [[sample.image]], [sample.prompt])
+        tccd = TCCD(model, bank, config=config)
+        block: dict[str, Any] = {"model": name, "image": _data_uri(sample), "prompt": sample.prompt}
+        block |= {key: row[key] for key in ("answer", "plain", "tccd")}
+        for arm, door in (("plain", None), ("tccd", tccd)):
+            output = model.generate(
+                **inputs,
+                custom_generate=door,
+                max_new_tokens=1,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            top = output.logits[0][0].float().softmax(-1).topk(3)
+            block[f"{arm}_probability"] = {
+                processor.decode([int(t)]).strip(): float(p) for p, t in zip(*top, strict=True) if p > 0.001
+            }
+        return block
+
+
+def _data_uri(sample: Sample) -> str:
+    buffer = io.BytesIO()
+    sample.image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def result(demo: Demo) -> dict[str, Any]:
+    """Run the whole demo; a result as `probes.report` writes it."""
+    banks = {name: demo.banks(name) for name in MODELS}
+    found = {name: demo.cost(name, banks[name]) for name in MODELS}
+    config, k, chosen = demo.choose("competing", banks["competing"])
+    grid = {"layer": LAYERS, "k": KS, "alpha_interp": ALPHA_INTERP, "alpha_cd": ALPHA_CD, "beta": BETA}
+    report = envelope(
+        "What language costs a small vision-language model, and what TCCD gives back",
+        {"seed": demo.seed, "sizes": asdict(demo.sizes), "grid": grid}
+        | {"threads": torch.get_num_threads(), "data": "easy-vqa 1.0"},
+    )
+    report |= {
+        "models": {n: found[n]["models"][n] | {"description": MODELS[n], "blind": demo.blind()} for n in MODELS},
+        "cells": [cell for name in MODELS for cell in found[name]["cells"]],
+        "ratio": {key: value for name in MODELS for key, value in found[name]["ratio"].items()},
+        "tccd": {},
+        "examples": [],
+        "items": {},
+    }
+    for name in reversed(MODELS):
+        bank = banks[name][k]
+        blocks, rows = demo.measure(name, bank, config)
+        settings = {"chosen_with": "competing", "k": k} | asdict(config)
+        report["tccd"][name] = {"settings": settings} | blocks
+        if name == "competing":
+            report["tccd"][name]["chosen_on"] = chosen
+        report["examples"] += demo.examples(name, bank, config, rows)
+        report["items"][name] = rows
+        report["items"][f"{name}, centroid cost"] = found[name]["items"][name]
+    return report
+
+
+def table(report: dict[str, Any]) -> list[Table]:
+    """The answer, as two small tables."""
+    cost = Table(title="Centroid cost: accuracy points lost when a modality is replaced by its centroids")
+    layers = sorted({cell["layer"] for cell in report["cells"]})
+    for head in ("model", "modality", "K", *(f"layer {layer}" for layer in layers)):
+        cost.add_column(head, justify="right" if head.startswith("layer") or head == "K" else "left")
+    rows: dict[tuple, dict[int, dict]] = {}
+    for cell in report["cells"]:
+        rows.setdefault((cell["model"], cell["modality"], cell["k"]), {})[cell["layer"]] = cell
+    for (model, modality, k), by_layer in rows.items():
+        cost.add_row(model, modality, str(k), *(f"{100 * by_layer[layer]['cost']:.1f}" for layer in layers))
+    gains = Table(title="TCCD on held-out images, settings chosen on the others with the competing model")
+    for head in ("model", "questions", "n", "plain", "TCCD", "change", "95 % interval", "p (exact McNemar)"):
+        gains.add_column(head, justify="left" if head in ("model", "questions") else "right")
+    for model, block in report["tccd"].items():
+        for title, part in (("all", block), ("balanced", block["balanced"]), ("minority", block["minority"])):
+            low, high = part["ci95"]
+            figures = [f"{100 * part[key]:.1f}" for key in ("baseline", "accuracy")]
+            figures.append(f"{100 * part['delta']:+.1f}")
+            interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+            gains.add_row(model, title, str(part["n"]), *figures, interval, f"{part['p_value']:.2g}")
+    return [cost, gains]
+
+
+def main(out: Path = Path("out/demo"), sizes: Sizes | None = None) -> dict[str, Any]:
+    """Run the demo, print its tables, write report.json and report.html to `out`."""
+    started = time.perf_counter()
+    disable_progress_bar()
+    with Progress(console=Console(stderr=True)) as progress:
+        report = result(Demo(sizes or Sizes(), progress))
+    report["config"]["seconds"] = round(time.perf_counter() - started, 1)
+    files = write_report(report, out)
+    console = Console()
+    for each in table(report):
+        console.print(each)
+    for example in report["examples"][:4]:
+        question = f"{example['prompt']} (truth: {example['answer']})"
+        console.print(f"{question}  plain: [red]{example['plain']}[/]  TCCD: [green]{example['tccd']}[/]")
+    console.print(f"{report['config']['seconds']:.0f} s. Report: {files[0]}, {files[1]}")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Centroid replacement against `torch.cdist` + argmin + blend, in one run: `python -m eval.speed.replacement`.
+
+`torch.cdist` subtracts row by row up to 25 rows and takes a GEMM above; the comparison is with what it does by
+default. Runs alternate between the two and medians are compared, so that a busy machine slows both.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor
+
+from tccd.centroids.replacement import Centroids
+
+OUT = Path("out/speed/replacement.json")
+
+#: Least speed-up by number of rows.
+BARS = {1: 3.0, 2: 3.0, 4: 3.0, 8: None, 2000: 1.6}
+
+
+def reference(x: Tensor, centroids: Tensor, alpha_interp: float) -> Tensor:
+    """The plain way."""
+    mu = centroids[torch.cdist(x, centroids).argmin(-1)]
+    return mu + alpha_interp * (x - mu)
+
+
+def measure(rows: int, width: int, k: int, repeats: int, alpha_interp: float = 0.4) -> dict[str, Any]:
+    """Medians in milliseconds of alternating runs."""
+    generator = torch.Generator().manual_seed(rows)
+    x, vectors = torch.randn(rows, width, generator=generator), torch.randn(k, width, generator=generator)
+    centroids = Centroids(vectors)
+    ways = (
+        lambda: reference(x, vectors, alpha_interp),
+        lambda: centroids.replace(x, alpha_interp),
+    )
+    difference = float((ways[0]() - ways[1]()).abs().max())
+    times: tuple[list[float], list[float]] = ([], [])
+    for i in range(repeats + 5):
+        for way, seconds in zip(ways, times, strict=True):
+            started = time.perf_counter()
+            way()
+            if i >= 5:
+                seconds.append(time.perf_counter() - started)
+    slow, fast = (1e3 * statistics.median(t) for t in times)
+    return {
+        "rows": rows,
+        "cdist_ms": slow,
+        "tccd_ms": fast,
+        "speedup": slow / fast,
+        "bar": BARS.get(rows),
+        "max_difference": difference,
+    }
+
+
+def main(width: int = 3_584, k: int = 256, repeats: int = 1000) -> None:
+    """Measure, print and write out/speed/replacement.json."""
+    with torch.inference_mode():
+        cells = [measure(rows, width, k, repeats if rows < 100 else max(10, repeats // 30)) for rows in BARS]
+    found = {
+        "width": width,
+        "k": k,
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "cells": cells,
+    }
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    typer.run(main)

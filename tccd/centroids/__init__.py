@@ -1,0 +1,1 @@
+"""Offline: from activations to a bank of centroids."""

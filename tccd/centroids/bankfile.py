@@ -1,0 +1,117 @@
+"""The file format of a bank: safetensors, with one JSON string of metadata and a checksum over everything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from tccd.errors import BankError
+
+FORMAT = 1
+
+# Key of our metadata in the safetensors header. One key, because safetensors orders several as it likes, and
+# equal banks are to be equal files.
+_KEY = "tccd_bank"
+
+# A bank's header takes a few kB; safetensors itself refuses above 100 MB.
+_MAX_HEADER = 100_000_000
+
+
+def pack(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
+    """Tensors and JSON metadata -> the bytes of a bank file; the same bytes for the same content."""
+    content = {"format": FORMAT, **metadata}
+    content["checksum"] = _checksum(tensors, content)
+    return save_safetensors(tensors, {_KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
+
+
+def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A bank file -> tensors and metadata, verified.
+
+    Raises:
+        BankError: says what is wrong with the file.
+    """
+    header = _header(path)
+    content = _content(path, header)
+    try:
+        tensors = load_safetensors(path.read_bytes())
+    except SafetensorError as error:
+        raise BankError(
+            f"{path} is truncated or damaged: {error}. Copy or download it again, or refit it"
+        ) from error
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise BankError(f"{path}: {name} is {tensor.dtype}; expected torch.float32")
+    stated = content.pop("checksum", None)
+    found = _checksum(tensors, content)
+    if stated != found:
+        raise BankError(
+            f"{path}: its checksum is {str(stated)[:12]}, but its content has {found[:12]}; the file was "
+            "changed after it was saved. Copy or download it again, or refit it"
+        )
+    return tensors, content
+
+
+def _header(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(8)
+        if not head:
+            raise BankError(f"{path} is empty (0 bytes); expected a centroid bank")
+        if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80"):
+            raise BankError(
+                f"{path} is a pickle or zip archive (a torch.save or .npz file), which is never loaded as a "
+                "bank; import an .npz with CentroidBank.from_npz (tccd bank import-npz)"
+            )
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > min(size - 8, _MAX_HEADER):
+            raise BankError(
+                f"{path} is truncated or no safetensors file: its header claims {length} bytes, the file has "
+                f"{size}, and a header has at most {_MAX_HEADER}"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
+            raise BankError(f"{path} is no safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise BankError(f"{path} is no safetensors file: its header is no JSON object")
+    return header
+
+
+def _content(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+    metadata = header.get("__metadata__")
+    text = metadata.get(_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        names = ", ".join(sorted(header)[:3])
+        raise BankError(
+            f"{path} is a safetensors file of something else (it has no {_KEY!r} metadata, but {names}); "
+            "expected a centroid bank"
+        )
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BankError(f"{path}: its {_KEY!r} metadata is not JSON; the file was changed") from error
+    if not isinstance(content, dict):
+        raise BankError(f"{path}: its {_KEY!r} metadata is no JSON object; the file was changed")
+    if content.get("format") != FORMAT:
+        raise BankError(
+            f"{path} has bank format {content.get('format')!r}; this version of tccd reads format {FORMAT}. "
+            "Install the version that wrote it, or refit it"
+        )
+    return content
+
+
+def _checksum(tensors: dict[str, Tensor], content: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

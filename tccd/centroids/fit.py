@@ -1,0 +1,191 @@
+"""Images -> a bank: harvest, then k-means for each (modality, layer)."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from tccd.centroids.bank import CentroidBank, Entry, Key
+from tccd.centroids.harvest import Layers, check_layers, harvest
+from tccd.centroids.kmeans import Backend, kmeans
+from tccd.decoder import find_decoder, identify
+from tccd.errors import ConfigError, FitError
+from tccd.inputs import PAPER_PROMPT
+
+#: Rows that one k-means keeps in memory unless told otherwise: 3.5 GiB of fp32 at width 3,584.
+MAX_ROWS = 2**18
+
+
+def fit_bank(
+    model: Any,
+    processor: Any,
+    samples: Iterable[Any],
+    *,
+    layers: Layers,
+    k: int = 256,
+    images: int | None = 2000,
+    prompt: str | None = PAPER_PROMPT,
+    text_tokens: int = 16,
+    vision: Literal["tokens", "span"] = "tokens",
+    max_vision_tokens_per_image: int | None = None,
+    batch_size: int = 8,
+    seed: int = 42,
+    iterations: int = 20,
+    backend: Backend = "auto",
+    max_rows: int | None = MAX_ROWS,
+    data: str | None = None,
+    created: str | None = None,
+    work_dir: str | Path | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> CentroidBank:
+    """Fit a bank: harvest hidden states, then cluster each (modality, layer).
+
+    The defaults are those of the published fit (arXiv 2604.14363; text layer 12, vision layer 16 there). The
+    same arguments, model and machine give the same bank, `created` aside.
+
+    Args:
+        model: a transformers vision-language model.
+        processor: its processor.
+        samples: objects with `image` (PIL), `prompt` and `id` (`tccd.data.load_samples`). Of several about one
+            `image_id` the first is used, unless each has its own prompt.
+        layers: decoder layers by modality, from 0; `{"text": 12, "vision": (16, 20)}`.
+        k: centroids of each (modality, layer).
+        images: use a seeded sample of so many samples of a sequence, in its order, or the first so many of
+            another iterable; all of them when None or where there are fewer.
+        prompt: as for `harvest`.
+        text_tokens: as for `harvest`.
+        vision: as for `harvest`.
+        max_vision_tokens_per_image: as for `harvest`.
+        batch_size: as for `harvest`.
+        seed: of the samples, the harvest and k-means.
+        iterations: of k-means.
+        backend: of k-means.
+        max_rows: rows that one k-means fits at most; a seeded sample where there are more. The bank's entries
+            say how many were left out. None fits all, in memory.
+        data: name of the data source, for the provenance; `samples.source` when None.
+        created: time for the provenance, ISO 8601; now when None.
+        work_dir: folder for the harvest, which is kept and resumed there; a temporary one when None.
+        progress: called with a stage ("harvest", or an entry such as "text.12"), steps done, and their
+            number, None where it is not known.
+
+    Returns:
+        The bank; `save` it.
+
+    Raises:
+        ConfigError: a layer or another parameter is out of range.
+        FitError: fewer finite rows than `k`, or `work_dir` holds another harvest.
+        MissingExtraError: no k-means backend is installed.
+
+    Example:
+        >>> bank = fit_bank(model, processor, samples, layers={"text": 12}, k=64)  # doctest: +SKIP
+        >>> bank.save("bank.safetensors")  # doctest: +SKIP
+    """
+    wanted = check_layers(layers, find_decoder(model))
+    if images is not None and (type(images) is not int or images < 1):
+        raise ConfigError(f"images is {images!r}; expected a positive integer or None")
+    tensors: dict[Key, torch.Tensor] = {}
+    entries: dict[Key, Entry] = {}
+    place = tempfile.TemporaryDirectory(prefix="tccd-harvest-") if work_dir is None else nullcontext(work_dir)
+    with place as folder:
+        found = harvest(
+            model,
+            processor,
+            choose(samples, images, seed, one_each=prompt is not None),
+            wanted,
+            folder,
+            prompt=prompt,
+            text_tokens=text_tokens,
+            batch_size=batch_size,
+            vision=vision,
+            max_vision_tokens_per_image=max_vision_tokens_per_image,
+            seed=seed,
+            on_batch=None if progress is None else lambda done, total: progress("harvest", done, total),
+        )
+        for modality, at in wanted.items():
+            for layer in at:
+                name = f"{modality}.{layer}"
+                if progress is not None:
+                    progress(name, 0, 1)
+                try:
+                    result = kmeans(found.rows(modality, layer), k, seed, iterations, backend, max_rows)
+                except FitError as error:
+                    raise FitError(f"{name}: {error}") from error
+                tensors[modality, layer] = torch.from_numpy(result.centroids)
+                shared = {f.name: getattr(result, f.name) for f in fields(Entry) if f.name != "k"}
+                entries[modality, layer] = Entry(k=k, **shared)
+                if progress is not None:
+                    progress(name, 1, 1)
+    provenance = {
+        "data": data or getattr(samples, "source", None),
+        "split": getattr(samples, "split", None),
+        "data_revision": getattr(samples, "revision", None),
+        "prompt": prompt,
+        "images": found.manifest["samples"],
+        "text_tokens": text_tokens,
+        "short_tails": found.manifest["short_tails"],
+        "vision": vision,
+        "max_vision_tokens_per_image": max_vision_tokens_per_image,
+        "batch_size": batch_size,
+        "seed": seed,
+        "dtype": found.manifest["settings"]["dtype"],
+        "created": created or datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return CentroidBank(model=identify(model), tensors=tensors, entries=entries, provenance=provenance)
+
+
+def choose(samples: Iterable[Any], images: int | None, seed: int, one_each: bool = False) -> Iterable[Any]:
+    """A seeded sample of a sequence, in its order; the first so many of another iterable.
+
+    Args:
+        samples: objects with `id` and, where there are several about one image, `image_id`.
+        images: how many; all when None.
+        seed: of the sample.
+        one_each: take the first sample of each image only.
+    """
+    if not isinstance(samples, Sequence):
+        return itertools.islice(_first_of_each(samples) if one_each else samples, images)
+    at = np.arange(len(samples))
+    if one_each:
+        first: dict[Any, int] = {}
+        for i, sample in enumerate(samples):
+            first.setdefault(_image_id(sample), i)
+        at = np.array(list(first.values()), dtype=np.int64)
+    if images is not None and len(at) > images:
+        at = np.sort(np.random.default_rng(seed).choice(at, images, replace=False))
+    return _Chosen(samples, at)
+
+
+def _image_id(sample: Any) -> Any:
+    return getattr(sample, "image_id", sample.id)
+
+
+def _first_of_each(samples: Iterable[Any]) -> Iterator[Any]:
+    seen = set()
+    for sample in samples:
+        if _image_id(sample) not in seen:
+            seen.add(_image_id(sample))
+            yield sample
+
+
+class _Chosen(Sequence[Any]):
+    """Some items of a sequence, each fetched when it is asked for."""
+
+    def __init__(self, samples: Sequence[Any], picked: np.ndarray):
+        self._samples, self._picked = samples, picked
+
+    def __len__(self) -> int:
+        return len(self._picked)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return _Chosen(self._samples, self._picked[at])
+        return self._samples[int(self._picked[at])]

@@ -1,0 +1,270 @@
+"""`tccd generate`: the same prompts answered plainly and with TCCD."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tccd.cli.console import AsJson, output, print_json, progress
+from tccd.cli.options import BatchSize, Device, DType, Model, Precision, Revision, TrustRemoteCode
+from tccd.data.records import is_text
+from tccd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tccd.cli.model import Loaded
+    from tccd.decoding.huggingface import TCCD
+
+
+class Gate(StrEnum):
+    """Signals that say where contrast acts; see `TCCDConfig.gate`."""
+
+    margin = "margin"
+    entropy = "entropy"
+    jsd = "jsd"
+
+
+class Tokens(StrEnum):
+    """Tokens that are contrasted; see `TCCDConfig.tokens`."""
+
+    all = "all"
+    first = "first"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt about one or more images, and what its JSON line held besides."""
+
+    prompt: str
+    images: tuple[Path, ...]
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answers to one question."""
+
+    question: Question
+    plain: str
+    tccd: str
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {**self.question.row, "plain": self.plain, "tccd": self.tccd}
+
+
+_TCCD = "TCCD"
+
+
+def generate(
+    model: Model,
+    bank: Annotated[Path, typer.Option("--bank", metavar="FILE", help="Centroids fitted for the model.")],
+    prompt: Annotated[
+        list[str],
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            help="Question about the image; repeatable. - reads JSON lines with prompt and image from stdin.",
+        ),
+    ],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            metavar="FILE",
+            help="Image that the prompts are about; repeat it for several in one prompt.",
+        ),
+    ] = None,
+    alpha_cd: Annotated[
+        float, typer.Option(help="Strength of the contrast; 0 is plain decoding.", rich_help_panel=_TCCD)
+    ] = 1.0,
+    alpha_interp: Annotated[
+        float,
+        typer.Option(help="What the erased stream keeps of its text: 0 nothing, 1 all.", rich_help_panel=_TCCD),
+    ] = 0.4,
+    layer: Annotated[
+        int | None,
+        typer.Option(help="Layer that is erased; needed if the bank has several.", rich_help_panel=_TCCD),
+    ] = None,
+    beta: Annotated[
+        float,
+        typer.Option(
+            help="Plausibility: share of the top token's probability that a token needs; 0 is off.",
+            rich_help_panel=_TCCD,
+        ),
+    ] = 0.0,
+    gate: Annotated[
+        Gate | None,
+        typer.Option(help="Contrast only where this says that the model is unsure.", rich_help_panel=_TCCD),
+    ] = None,
+    gate_threshold: Annotated[
+        float, typer.Option(help="Where the gate is half open.", rich_help_panel=_TCCD)
+    ] = 0.5,
+    gate_ramp: Annotated[
+        float, typer.Option(help="Width of the gate's ramp; 0 is a switch.", rich_help_panel=_TCCD)
+    ] = 0.0,
+    tokens: Annotated[
+        Tokens, typer.Option(help="Contrast all tokens or the first only.", rich_help_panel=_TCCD)
+    ] = Tokens.all,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Precision = DType.auto,
+    batch_size: BatchSize = 1,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer prompts plainly and with TCCD, side by side.
+
+    \b
+    Decoding is greedy. With --json, one object a line: prompt, image, plain,
+    tccd, and whatever else the prompt's own JSON line held. All lines are
+    checked before the first is answered.
+
+    \b
+    Examples:
+      tccd generate --model llava-hf/llava-1.5-7b-hf --bank bank.safetensors \\
+        --image cat.jpg --prompt "Is there a dog?" --prompt "What color is it?"
+      tccd generate --model ./model --bank bank.safetensors --gate margin \\
+        --prompt - --json < questions.jsonl > answers.jsonl
+    """
+    from tccd.decoding.config import TCCDConfig
+
+    config = TCCDConfig(
+        alpha_cd=alpha_cd,
+        alpha_interp=alpha_interp,
+        layer=layer,
+        beta=beta,
+        gate=gate.value if gate else None,
+        gate_threshold=gate_threshold,
+        gate_ramp=gate_ramp,
+        tokens=tokens.value,
+    )
+    questions = read_questions(prompt, image or [])
+
+    from tccd.centroids.bank import CentroidBank
+    from tccd.cli.model import load_model
+    from tccd.decoding.huggingface import TCCD
+
+    fitted = CentroidBank.load(bank)
+    loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
+    decoder = TCCD(loaded.model, fitted, config=config)
+    answers = []
+    with progress() as report:
+        for answer in answer_all(loaded, decoder, questions, batch_size, max_new_tokens):
+            answers.append(answer)
+            report("answer", len(answers), len(questions))
+            if as_json:
+                print_json(answer.row)
+    if not as_json:
+        show(answers)
+
+
+def read_questions(
+    prompts: Sequence[str], images: Sequence[Path], lines: Iterable[str] | None = None
+) -> list[Question]:
+    """Put the prompts together with their images.
+
+    Args:
+        prompts: texts, or `["-"]` for JSON lines.
+        images: asked about by every prompt that names no image of its own.
+        lines: stands in for stdin.
+
+    Raises:
+        ConfigError: `-` beside other prompts, or no image for a prompt.
+        DataError: a malformed line, which is named; an image that doesn't exist; no prompt at all.
+    """
+    if "-" in prompts:
+        if len(prompts) > 1:
+            raise ConfigError("--prompt - reads all prompts from stdin; expected no other --prompt beside it")
+        questions = list(_read_lines(sys.stdin if lines is None else lines, images))
+        if not questions:
+            raise DataError("stdin holds no prompts; expected JSON lines with prompt and image")
+    else:
+        if not images:
+            raise ConfigError("no image; expected --image FILE, which the prompts are about")
+        given = [str(image) for image in images]
+        shown = given[0] if len(given) == 1 else given
+        if any(not prompt.strip() for prompt in prompts):
+            raise ConfigError("--prompt is empty; expected a question about the image")
+        questions = [Question(p, tuple(images), {"prompt": p, "image": shown}) for p in prompts]
+    for question in questions:
+        for image in question.images:
+            if not image.is_file():
+                raise DataError(f"no image {image}; expected a file, relative to the current folder")
+    return questions
+
+
+def _read_lines(lines: Iterable[str], images: Sequence[Path]) -> Iterator[Question]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"stdin line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where}: not JSON: {error}; expected an object with prompt and image") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: found {type(row).__name__}; expected an object with prompt and image")
+        prompt = row.get("prompt")
+        if not is_text(prompt) or not prompt.strip():
+            raise DataError(f"{where}: prompt is {prompt!r}; expected a text that is not empty")
+        own = row.get("image")
+        paths = [own] if isinstance(own, str) else own
+        if paths is None:
+            paths = [str(image) for image in images]
+            row["image"] = paths[0] if len(paths) == 1 else paths
+        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+            raise DataError(f"{where}: image is {own!r}; expected the path of a file, or --image for all lines")
+        yield Question(prompt, tuple(map(Path, paths)), row)
+
+
+def answer_all(
+    loaded: Loaded, tccd: TCCD, questions: Sequence[Question], batch_size: int, max_new_tokens: int
+) -> Iterator[Answer]:
+    """Answer every question twice, plainly and with TCCD, in batches.
+
+    Raises:
+        DataError: an image can't be read.
+    """
+    from tccd.data.sample import open_image
+    from tccd.inputs import encode
+
+    for start in range(0, len(questions), batch_size):
+        batch = questions[start : start + batch_size]
+        images = [[open_image(path).convert("RGB") for path in question.images] for question in batch]
+        inputs = encode(loaded.processor, images, [question.prompt for question in batch])
+        # BatchFeature.to changes the precision of floating tensors alone.
+        inputs = inputs.to(loaded.model.device, loaded.model.dtype)
+        plain, contrasted = (
+            _decode(loaded, inputs, max_new_tokens, **door) for door in ({}, {"custom_generate": tccd})
+        )
+        for question, one, other in zip(batch, plain, contrasted, strict=True):
+            yield Answer(question, one, other)
+
+
+def _decode(loaded: Loaded, inputs: Any, max_new_tokens: int, **door: Any) -> list[str]:
+    tokens = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **door)
+    new = tokens[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def show(answers: Sequence[Answer]) -> None:
+    """Print the answers side by side; those that differ stand out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("Image", "Prompt", "Plain", "TCCD", show_lines=len(answers) > 1)
+    for answer in answers:
+        style = "bold" if answer.plain != answer.tccd else ""
+        names = ", ".join(path.name for path in answer.question.images)
+        cells = (names, answer.question.prompt, answer.plain)
+        table.add_row(*map(Text, cells), Text(answer.tccd, style=style))
+    output().print(table)

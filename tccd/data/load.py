@@ -1,0 +1,163 @@
+"""One name -> samples: which reader a data source needs, and which of its samples are taken."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tccd.data.easy_vqa import read_easy_vqa
+from tccd.data.hub import open_split, read_split
+from tccd.data.local import read_folder, read_manifest
+from tccd.data.sample import Sample, Samples
+from tccd.errors import DataError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_SOURCES = (
+    "expected easy-vqa, a folder of images, a JSON lines manifest (*.jsonl), or the id of a data set on the "
+    "Hugging Face hub (owner/name or owner/name:configuration)"
+)
+
+
+def load_samples(
+    source: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    images: int | None = None,
+    per_image: int | None = None,
+    seed: int | None = None,
+    revision: str | None = None,
+    prompt: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+) -> Samples:
+    """Read images, prompts and answers from a data source. Images are opened when asked for.
+
+    Args:
+        source: one of
+            - `easy-vqa`: the PyPI package (extra `data`);
+            - a folder of images, searched with the folders below it; the prompt is the published fit's, there
+              are no answers;
+            - a JSON lines manifest (`*.jsonl`) with `image` (path relative to the manifest), `prompt`, and
+              optionally `answer`, `choices`, `task`, `id`;
+            - a data set for the `datasets` library (extra `data`), streamed: `owner/name` or
+              `owner/name:configuration` on the hub, or a local folder with parquet files or a metadata file.
+        split: of easy-vqa `test` (when None) or `train`; of a data set, needed where it has several.
+        limit: at most so many samples, after `images` and `per_image`.
+        images: at most so many distinct images, with all their samples (in a streamed data set, those that
+            come before the first of a further image).
+        per_image: at most so many samples of each image.
+        seed: draws images and samples at random rather than from the start; the source's order is kept. A
+            streamed data set is shuffled by shard and within a buffer instead, which is only near to uniform.
+        revision: branch, tag or commit of a data set on the hub.
+        prompt: asked about every image instead of the source's own prompts.
+        columns: which column or key holds `image`, `prompt`, `answer`, `choices`, `task`, `id`, where it is
+            named otherwise; None leaves a field out. For manifests and data sets.
+
+    Raises:
+        DataError: the source is unknown, empty or malformed, or an argument doesn't fit it.
+        MissingExtraError: the source needs the extra `data`.
+
+    Example:
+        >>> from tccd.data import load_samples
+        >>> samples = load_samples("easy-vqa", limit=2)
+        >>> samples[0].prompt, samples[0].answer, samples[0].image.size
+        ('what is the red shape?', 'triangle', (64, 64))
+    """
+    for name, value in (("limit", limit), ("images", images), ("per_image", per_image)):
+        if value is not None and value <= 0:
+            raise DataError(f"{name} is {value}; expected at least 1, or None for all")
+    if prompt is not None and not prompt.strip():
+        raise DataError("prompt is empty; expected a question about the image, or None for the source's own")
+
+    def refuse(kind: str, **unused: object) -> None:
+        for name, value in unused.items():
+            if value is not None:
+                raise DataError(f"{name} is {value!r}, but {kind} has no {name}; leave it out")
+
+    path = Path(source).expanduser()
+    commit: str | None = None
+    streamed = False
+    found: Iterable[Sample]
+    if source == "easy-vqa":
+        refuse("easy-vqa", revision=revision, columns=columns)
+        split = split or "test"
+        found = read_easy_vqa(split, prompt)
+    elif path.is_dir() and not _holds_data_set(path):
+        refuse("a folder of images", split=split, revision=revision, columns=columns)
+        found = read_folder(path, prompt)
+    elif path.is_file():
+        if path.suffix.lower() not in (".jsonl", ".ndjson"):
+            raise DataError(f"{source} is a file of unknown kind; {_SOURCES}")
+        refuse("a manifest", split=split, revision=revision)
+        found = read_manifest(path, prompt, columns)
+    elif path.is_dir():
+        refuse("a local folder", revision=revision)
+        hub = open_split(str(path), split, None)
+        split, found = hub.split, read_split(hub, prompt, columns, seed)
+        streamed = True
+    elif _HUB_ID.fullmatch(source) and path.suffix != ".jsonl":
+        hub = open_split(source, split, revision)
+        split, commit, found = hub.split, hub.revision, read_split(hub, prompt, columns, seed)
+        streamed = True
+    else:
+        raise DataError(f"no file or folder {source!r}; {_SOURCES}")
+    items = _take(found, limit, images, per_image, None if streamed else seed, streamed)
+    if not items:
+        raise DataError(f"{source} holds no samples")
+    name = path.resolve().name if source != "easy-vqa" and path.exists() else source
+    return Samples(items, source=name, split=split, revision=commit)
+
+
+def _holds_data_set(folder: Path) -> bool:
+    return any(
+        next(folder.rglob(name), None) is not None for name in ("*.parquet", "metadata.csv", "metadata.jsonl")
+    )
+
+
+def _take(
+    found: Iterable[Sample],
+    limit: int | None,
+    images: int | None,
+    per_image: int | None,
+    seed: int | None,
+    streamed: bool,
+) -> tuple[Sample, ...]:
+    """What `load_samples` was asked for: the first of them, or drawn by seed.
+
+    A stream is left as soon as there are enough images; files are searched for all samples of those images.
+    """
+    items: list[Sample] = []
+    ids: set[str] = set()
+    counts: Counter[str] = Counter()
+    for sample in found:
+        if seed is None:
+            if sample.image_id not in counts and len(counts) == images:
+                if streamed:
+                    break
+                continue
+            if counts[sample.image_id] == per_image:
+                continue
+        counts[sample.image_id] += 1
+        if sample.id in ids:
+            raise DataError(f"two samples have the id {sample.id!r}; expected ids that differ, or none")
+        ids.add(sample.id)
+        items.append(sample)
+        if seed is None and len(items) == limit:
+            break
+    if seed is not None:
+        draw = random.Random(seed)
+        if images is not None and images < len(counts):
+            kept = set(draw.sample(list(counts), images))
+            items = [item for item in items if item.image_id in kept]
+        if per_image is not None:
+            groups: dict[str, list[int]] = {}
+            for index, item in enumerate(items):
+                groups.setdefault(item.image_id, []).append(index)
+            drawn = (draw.sample(group, min(per_image, len(group))) for group in groups.values())
+            items = [items[i] for i in sorted(index for group in drawn for index in group)]
+        if limit is not None and limit < len(items):
+            items = [items[i] for i in sorted(draw.sample(range(len(items)), limit))]
+    return tuple(items)

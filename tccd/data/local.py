@@ -1,0 +1,92 @@
+"""Samples from files: a folder of images, or a JSON lines manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tccd.data.records import find_columns, read_fields
+from tccd.data.sample import Sample, image_loader
+from tccd.errors import DataError
+from tccd.inputs import PAPER_PROMPT
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and below it, sorted by path; hidden files and folders left out."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, f) for f in files if f.lower().endswith(IMAGE_SUFFIXES) and not f.startswith(".")]
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def read_folder(folder: Path, prompt: str | None) -> Iterator[Sample]:
+    """One sample for each image of a folder, without an answer.
+
+    Args:
+        folder: searched with the folders below it.
+        prompt: asked about each image; the published fit's prompt when None.
+
+    Raises:
+        DataError: there is no image.
+    """
+    files = image_files(folder)
+    if not files:
+        raise DataError(f"no images in folder {folder}; looked for {', '.join(IMAGE_SUFFIXES)} in it and below")
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        yield Sample(name, name, prompt or PAPER_PROMPT, None, None, None, image_loader(path))
+
+
+def read_manifest(file: Path, prompt: str | None, columns: Mapping[str, str | None] | None) -> Iterator[Sample]:
+    """The samples of a JSON lines manifest: one object a line, empty lines skipped.
+
+    Keys: `image` (path, relative to the manifest), `prompt`, and optionally `answer`, `choices`, `task`, `id`
+    (the line number when missing).
+
+    Args:
+        file: the manifest.
+        prompt: stands in for each line's own.
+        columns: field -> key, where the keys are named otherwise.
+
+    Raises:
+        DataError: a line is malformed, its keys are missing or of the wrong type, or its image does not
+            exist; names the line.
+    """
+    required = ("image",) if prompt is not None else ("image", "prompt")
+    with file.open("rb") as lines:
+        empty = True
+        for number, raw in enumerate(lines, 1):
+            where = f"{file}:{number}"
+            if not raw.strip():
+                continue
+            empty = False
+            try:
+                row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
+                raise DataError(f"{where}: not JSON: {error}; expected one object a line") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: found {type(row).__name__}; expected an object with image and prompt")
+            found = find_columns(row, columns, required, where)
+            fields = read_fields(row, found, prompt, where)
+            image = row[found["image"]]
+            if not isinstance(image, str) or not image:
+                raise DataError(f"{where}: {found['image']} is {image!r}; expected the path of a file")
+            path = file.parent / image
+            if not path.is_file():
+                raise DataError(f"{where}: no image {path}; paths are relative to the manifest")
+            yield Sample(
+                id=fields.id if fields.id is not None else str(number),
+                image_id=image,
+                prompt=fields.prompt,
+                answer=fields.answer,
+                choices=fields.choices,
+                task=fields.task,
+                load=image_loader(path),
+            )
+    if empty:
+        raise DataError(f"{file} is empty; expected JSON lines with image and prompt")

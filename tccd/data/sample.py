@@ -1,0 +1,118 @@
+"""One question about one image, and a sequence of them that knows where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import overload
+
+from PIL import Image, ImageOps
+
+from tccd.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image.
+
+    Attributes:
+        id: unique within its source, and the same in every load of it.
+        image_id: the same for all samples about one image.
+        prompt: the question, without image tokens or chat template.
+        answer: the right answer; None where the source has none.
+        choices: the answers to choose among, `answer` one of them; None for an open question. They are not
+            part of `prompt`.
+        task: the kind of question, by which results are grouped; None where the source tells none.
+        load: reads the image, anew at each call.
+
+    Raises:
+        DataError: the answer is not among the choices.
+
+    Example:
+        >>> from PIL import Image
+        >>> blank = lambda: Image.new("L", (8, 8))
+        >>> Sample("0", "blank", "What color is it?", "black", ("black", "red"), "color", blank).image.mode
+        'RGB'
+    """
+
+    id: str
+    image_id: str
+    prompt: str
+    answer: str | None
+    choices: tuple[str, ...] | None
+    task: str | None
+    load: Callable[[], Image.Image] = field(compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.choices is not None and self.answer is not None and self.answer not in self.choices:
+            raise DataError(
+                f"sample {self.id}: the answer {self.answer!r} is not among the choices "
+                f"{list(self.choices)}; expected the same text in both"
+            )
+
+    @property
+    def image(self) -> Image.Image:
+        """The image in RGB, read at each access.
+
+        Raises:
+            DataError: the image can't be read; names its file.
+        """
+        return self.load().convert("RGB")
+
+
+@dataclass(frozen=True)
+class Samples(Sequence[Sample]):
+    """Samples in the order of their source.
+
+    Attributes:
+        items: the samples.
+        source: name of the data source; of a local one the last part of its path, which others may read.
+        split: the split that was read; None where the source has none.
+        revision: commit of the hub repository; None for a local source.
+    """
+
+    items: tuple[Sample, ...]
+    source: str
+    split: str | None = None
+    revision: str | None = None
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.items)
+
+
+def open_image(path: Path, name: str | None = None) -> Image.Image:
+    """Read an image file whole, turned upright as its EXIF orientation says.
+
+    Args:
+        path: the file.
+        name: what to call it in an error; its path when None.
+
+    Raises:
+        DataError: the file is missing, truncated, no image, or so large that Pillow takes it for an attack.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    # Pillow's decoders raise any of these on damaged files (SyntaxError: a broken PNG).
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"can't read image {name or path}: {reason}; expected a file that Pillow can open"
+        ) from error
+
+
+def image_loader(path: Path, name: str | None = None) -> Callable[[], Image.Image]:
+    """`open_image` with its arguments bound, for `Sample.load`."""
+    return partial(open_image, path, name)
