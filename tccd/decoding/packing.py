@@ -44,11 +44,27 @@ class Step:
         return any(part.queries for part in self.active)
 
     def pack(self, clean: Tensor) -> Tensor:
-        """States [clean | erased ...], shape (batch, n + queries, hidden); not copied if they stand so already."""
+        """States [clean | erased ...], shape (batch, n + queries, hidden), without a copy if they stand so."""
         width = self.n + sum(part.queries for part in self.active)
-        if clean is self._clean and self._packed is not None and self._packed.shape[1] == width:
-            return self._packed
+        if clean is self._clean:
+            if self._packed is not None and self._packed.shape[1] == width:
+                return self._packed
+        else:
+            self._follow(clean)
         return torch.cat([clean, *(on(part.hidden, clean) for part in self.active)], 1)
+
+    def _follow(self, clean: Tensor) -> None:
+        # Between two layers the model added something (Qwen3-VL's deepstack: visual features, at the vision
+        # positions); erased states of the same positions get the same.
+        if self._clean is None:
+            return
+        added = clean - on(self._clean, clean)
+        for part in self.active:
+            part.hidden = on(part.hidden, clean) + added[:, self.n - part.queries :]
+
+    def leave(self, clean: Tensor) -> None:
+        """Note what a layer without erased columns gave, shape (batch, n, hidden)."""
+        self._packed, self._clean = None, clean
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Hand each stream its states back; returns the clean ones, shape (batch, n, hidden)."""

@@ -159,6 +159,7 @@ class Session:
             output = self._run_packed(step, index, forward, args, kwargs)
         else:
             output = forward(*args, **kwargs)
+            step.leave(first_tensor(output))
         for part in step.parts:
             if part.stream.erasure.layer == index:
                 part.erase(first_tensor(output))

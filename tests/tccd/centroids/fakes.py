@@ -13,6 +13,7 @@ class TinyProcessor:
 
     chat_template = None
     image_token = "@"
+    tokenizer = None
 
     def __init__(self, family):
         self.family = family
