@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,13 +23,14 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from eval.datasets.easy_vqa import balanced, majority_answers, minority
+from eval.banks import fit_banks
+from eval.datasets.easy_vqa import balanced, halves, majority_answers, minority, sample
 from eval.zoo import load
 from probes.arms import Arm, answer
 from probes.outcomes import accuracy, gain
 from probes.replacement import envelope, run
 from probes.report import write_report
-from tccd import TCCD, CentroidBank, TCCDConfig, fit_bank
+from tccd import TCCD, CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.decoding.huggingface import centroid_erasure
 from tccd.inputs import encode
@@ -75,18 +75,9 @@ class Demo:
         self.train = list(load_samples("easy-vqa", split="train"))
         test = list(load_samples("easy-vqa", split="test"))
         self.majority = majority_answers(self.train)
-        images = sorted({s.image_id for s in test})
-        first = set(np.random.default_rng(seed).permutation(images)[: len(images) // 2].tolist())
-        self.choosing = [s for s in test if s.image_id in first]
-        self.held_out = [s for s in test if s.image_id not in first][: sizes.held_out]
+        self.choosing, rest = halves(test, seed)
+        self.held_out = rest[: sizes.held_out]
         self.test = test
-
-    def sample(self, samples: Sequence[Sample], n: int) -> list[Sample]:
-        """A seeded sample in the samples' order."""
-        if n >= len(samples):
-            return list(samples)
-        picked = np.random.default_rng(self.seed).choice(len(samples), n, replace=False)
-        return [samples[i] for i in sorted(picked)]
 
     def tick(self, title: str) -> Tick:
         """A progress bar that a (done, total) callback moves."""
@@ -96,35 +87,14 @@ class Demo:
     def banks(self, name: str) -> dict[int, CentroidBank]:
         """Banks of a model by K, fitted on train questions at every layer that has one above it."""
         model, processor = self.zoo[name]
-        samples = self.sample(self.train, self.sizes.fit)
-        layers = tuple(range(model.config.text_config.num_hidden_layers - 1))
-        ks = sorted({*self.sizes.k, *KS})
+        samples = sample(self.train, self.sizes.fit, self.seed)
         tick = self.tick(f"{name}: fit banks")
-        fitted = {}
-        with tempfile.TemporaryDirectory() as folder:
-            for done, k in enumerate(ks):
-                # One harvest serves every K: the second fit finds the first one's shards.
-                fitted[k] = fit_bank(
-                    model,
-                    processor,
-                    samples,
-                    layers={"text": layers, "vision": layers},
-                    k=k,
-                    images=None,
-                    prompt=None,
-                    max_vision_tokens_per_image=8,
-                    batch_size=50,
-                    seed=self.seed,
-                    data="easy-vqa train",
-                    work_dir=folder,
-                )
-                tick(done + 1, len(ks))
-        return fitted
+        return fit_banks(model, processor, samples, (*self.sizes.k, *KS), seed=self.seed, progress=tick)
 
     def cost(self, name: str, banks: dict[int, CentroidBank]) -> dict[str, Any]:
         """Centroid cost by layer and modality."""
         model, processor = self.zoo[name]
-        samples = self.sample(self.test, self.sizes.cost)
+        samples = sample(self.test, self.sizes.cost, self.seed)
         wanted = [banks[k] for k in self.sizes.k]
         tick = self.tick(f"{name}: centroid cost")
         return run(model, processor, samples, wanted, name=name, batch_size=50, progress=tick)
@@ -132,7 +102,7 @@ class Demo:
     def choose(self, name: str, banks: dict[int, CentroidBank]) -> tuple[TCCDConfig, int, dict[str, Any]]:
         """The settings that answer most questions of the choosing half rightly, and that block of outcomes."""
         model, processor = self.zoo[name]
-        samples = self.sample(self.choosing, self.sizes.choose)
+        samples = sample(self.choosing, self.sizes.choose, self.seed)
         arms, settings = [], []
         for layer, k, kept in itertools.product(LAYERS, KS, ALPHA_INTERP):
             erasure = centroid_erasure(banks[k], layer, kept)
@@ -202,11 +172,11 @@ class Demo:
         by_id = {s.id: s for s in self.held_out}
         return [self._example(name, bank, config, by_id[row["id"]], row) for rows in kinds for row in rows]
 
-    def _example(self, name: str, bank: CentroidBank, config: TCCDConfig, sample: Sample, row: dict) -> dict:
+    def _example(self, name: str, bank: CentroidBank, config: TCCDConfig, of: Sample, row: dict) -> dict:
         model, processor = self.zoo[name]
-        inputs = encode(processor, [[sample.image]], [sample.prompt])
+        inputs = encode(processor, [[of.image]], [of.prompt])
         tccd = TCCD(model, bank, config=config)
-        block: dict[str, Any] = {"model": name, "image": _data_uri(sample), "prompt": sample.prompt}
+        block: dict[str, Any] = {"model": name, "image": _data_uri(of), "prompt": of.prompt}
         block |= {key: row[key] for key in ("answer", "plain", "tccd")}
         for arm, door in (("plain", None), ("tccd", tccd)):
             output = model.generate(

@@ -123,7 +123,7 @@ class ModelIdentity:
         model_type: the config's `model_type`.
         hidden_size: width of the residual stream.
         num_layers: number of decoder layers.
-        fingerprint: hash of a sample of the decoder's weights, rounded to bf16: the same whether a checkpoint
+        fingerprint: hash of a sample of every weight, rounded to bf16: the same whether a checkpoint
             is loaded in fp32 or bf16 (in fp16 too, if it was stored so). None where the weights are not
             readable (quantised or offloaded).
     """
@@ -155,7 +155,7 @@ def _fingerprint(decoder: Decoder) -> str | None:
     # Sampled and rounded to 8 bits of mantissa: cheap on a 70 B model, and the same for a checkpoint that was
     # loaded in another precision.
     digest = hashlib.sha256()
-    for name, parameter in decoder.layers.named_parameters():
+    for name, parameter in decoder.model.named_parameters():
         if parameter.device.type == "meta" or not parameter.is_floating_point():
             return None
         sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)][:64]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from tccd.data import Sample
 
 
@@ -55,3 +57,19 @@ def minority(samples: Sequence[Sample], majority: Mapping[str, str]) -> list[Sam
             left out.
     """
     return [s for s in samples if s.answer is not None and majority.get(s.prompt, s.answer) != s.answer]
+
+
+def halves(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Two halves that share no image: one to choose settings on, one to report."""
+    images = sorted({s.image_id for s in samples})
+    order = np.random.default_rng(seed).permutation(len(images))
+    first = {images[i] for i in order[: len(images) // 2]}
+    return [s for s in samples if s.image_id in first], [s for s in samples if s.image_id not in first]
+
+
+def sample(samples: Sequence[Sample], n: int, seed: int) -> list[Sample]:
+    """A seeded sample in the samples' order; all where there are no more than n."""
+    if n >= len(samples):
+        return list(samples)
+    picked = np.random.default_rng(seed).choice(len(samples), n, replace=False)
+    return [samples[i] for i in sorted(picked.tolist())]

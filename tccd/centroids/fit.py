@@ -86,8 +86,10 @@ def fit_bank(
         MissingExtraError: no k-means backend is installed.
 
     Example:
-        >>> bank = fit_bank(model, processor, samples, layers={"text": 12}, k=64)  # doctest: +SKIP
-        >>> bank.save("bank.safetensors")  # doctest: +SKIP
+        >>> bank = fit_bank(model, processor, samples, layers={"text": 3}, k=8, prompt=None)
+        >>> bank.save("bank.safetensors")
+        >>> bank.centroids("text", 3).shape[0]
+        8
     """
     wanted = check_layers(layers, find_decoder(model))
     if images is not None and (type(images) is not int or images < 1):

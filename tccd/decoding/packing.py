@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache
 
 from tccd.decoding import masks
@@ -193,6 +195,32 @@ class PackedCache:
         """The clean stream's part of attention weights, shape (batch, heads, queries, keys)."""
         queries = weights.shape[2] - sum(part.queries for part in self._step.active)
         return weights[:, :, :queries, : weights.shape[3] - self._erased_keys]
+
+
+class CausalFirst(TorchFunctionMode):
+    """While on, sdpa of a packed prompt runs as two calls: the clean columns' plain causal one, and the erased rows'.
+
+    In one call under the packed mask every clean query would score every key, the causal kernel's work twice over.
+    Calls under any other mask stay as they are; eager attention makes none.
+
+    Args:
+        n: clean columns.
+        mask: the packed mask; its clean part has to be causal.
+    """
+
+    def __init__(self, n: int, mask: Tensor) -> None:
+        super().__init__()
+        self._n, self._mask = n, mask
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not scaled_dot_product_attention or kwargs.get("attn_mask") is not self._mask:
+            return func(*args, **kwargs)
+        n, (query, *seen) = self._n, args
+        causal = kwargs | {"attn_mask": None, "is_causal": True}
+        clean = func(query[:, :, :n], *(x[:, :, :n] for x in seen), **causal)
+        erased = func(query[:, :, n:], *seen, **kwargs | {"attn_mask": self._mask[:, :, n:]})
+        return torch.cat([clean, erased], 2)
 
 
 def on(value: Tensor | None, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 from tccd.decoder import Decoder, first_tensor, replace_first
 from tccd.decoding import masks, streams
 from tccd.decoding.installation import current, install, session_of, uninstall
-from tccd.decoding.packing import PackedCache, Step, is_suffix, on
+from tccd.decoding.packing import CausalFirst, PackedCache, Step, is_suffix, on
 from tccd.decoding.refusals import check_cache, check_call, check_model, check_prefix
 from tccd.decoding.streams import ErasedLayer, Erasure
 from tccd.errors import ConfigError, UnsupportedModelError
@@ -179,7 +179,10 @@ class Session:
             self._check_prefix(step.active[0].stream.columns.start, forward, clean, kwargs)
             self._prefix_checked = True
         cache = PackedCache(self, step, index)
-        output = forward(step.pack(clean), **step.arguments(index, kwargs) | {"past_key_values": cache})
+        packed = step.arguments(index, kwargs)
+        plain = step.prefill and kwargs.get("attention_mask") is None
+        with CausalFirst(step.n, packed["attention_mask"]) if plain else nullcontext():
+            output = forward(step.pack(clean), **packed | {"past_key_values": cache})
         if not cache.updated:
             raise UnsupportedModelError(
                 f"decoder layer {index} did not pass its keys and values through the cache (shared keys, "

@@ -90,7 +90,18 @@ SETTINGS = st.fixed_dictionaries(
         "tokens": st.sampled_from(TOKENS),
         **{name: st.floats(0, 1) | st.integers(0, 1) for name in SHARES},
     },
+).map(
+    lambda values: (
+        values
+        if values.get("gate")
+        else {k: v for k, v in values.items() if k not in ("gate_threshold", "gate_ramp")}
+    )
 )
+
+
+@pytest.mark.parametrize("ignored", [{"gate_threshold": 0.3}, {"gate_ramp": 0.1}])
+def test_settings_of_a_gate_that_is_not_there_are_refused(ignored):
+    assert "do nothing without a gate" in refusal(**ignored)
 
 
 @settings(deadline=None)
