@@ -10,16 +10,19 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
@@ -33,15 +36,32 @@ from probes.report import write_report
 from tccd import TCCD, CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.decoding.huggingface import centroid_erasure
+from tccd.decoding.streams import Erasure
 from tccd.inputs import encode
 
 MODELS = {
     "grounded": "Looks at the image. There is little to recover, and contrast should leave it alone.",
     "competing": "The same model with a strengthened language prior: it sees, and often answers by the prior.",
 }
+WORKERS = 2
 #: What the competing model chooses from, on one half of the test images.
 LAYERS, KS = (0, 1, 2, 3), (4, 8, 16)
 ALPHA_INTERP, ALPHA_CD, BETA = (0.0, 0.4), (0.5, 1.0, 2.0), (0.0, 0.1)
+
+
+def grid() -> Iterator[tuple[int, TCCDConfig]]:
+    """Every K and settings that the competing model chooses from."""
+    for layer, k, kept in itertools.product(LAYERS, KS, ALPHA_INTERP):
+        for alpha, beta in itertools.product(ALPHA_CD, BETA):
+            yield k, TCCDConfig(alpha_cd=alpha, alpha_interp=kept, layer=layer, beta=beta)
+
+
+class Measured(NamedTuple):
+    """A model on the held-out half: the gain, every item's two answers, and a few examples."""
+
+    blocks: dict[str, Any]
+    rows: list[dict]
+    examples: list[dict]
 
 
 @dataclass(frozen=True)
@@ -64,13 +84,15 @@ class Sizes:
 
 
 Tick = Callable[[int, int], None]
+#: (what is being done, done, in all)
+Report = Callable[[str, int, int], None]
 
 
 class Demo:
-    """The demo's state: models, data and the two halves of the test images."""
+    """The demo's steps on its models, data and two halves of the test images; one in each worker process."""
 
-    def __init__(self, sizes: Sizes, progress: Progress, seed: int = 42) -> None:
-        self.sizes, self.seed, self._progress = sizes, seed, progress
+    def __init__(self, sizes: Sizes, report: Report, seed: int = 42) -> None:
+        self.sizes, self.seed, self._report = sizes, seed, report
         self.zoo = {name: load(f"llava-{name}") for name in MODELS}
         self.train = list(load_samples("easy-vqa", split="train"))
         test = list(load_samples("easy-vqa", split="test"))
@@ -80,9 +102,8 @@ class Demo:
         self.test = test
 
     def tick(self, title: str) -> Tick:
-        """A progress bar that a (done, total) callback moves."""
-        task = self._progress.add_task(title, total=None)
-        return lambda done, total: self._progress.update(task, completed=done, total=total)
+        """A callback that reports (done, total) under a title."""
+        return lambda done, total: self._report(title, done, total)
 
     def banks(self, name: str) -> dict[int, CentroidBank]:
         """Banks of a model by K, fitted on train questions at every layer that has one above it."""
@@ -91,32 +112,32 @@ class Demo:
         tick = self.tick(f"{name}: fit banks")
         return fit_banks(model, processor, samples, (*self.sizes.k, *KS), seed=self.seed, progress=tick)
 
-    def cost(self, name: str, banks: dict[int, CentroidBank]) -> dict[str, Any]:
-        """Centroid cost by layer and modality."""
-        model, processor = self.zoo[name]
+    def cost(self, name: str) -> tuple[dict[int, CentroidBank], dict[str, Any]]:
+        """A model's banks, and its centroid cost by layer and modality."""
+        banks = self.banks(name)
         samples = sample(self.test, self.sizes.cost, self.seed)
         wanted = [banks[k] for k in self.sizes.k]
         tick = self.tick(f"{name}: centroid cost")
-        return run(model, processor, samples, wanted, name=name, batch_size=50, progress=tick)
+        return banks, run(*self.zoo[name], samples, wanted, name=name, batch_size=50, progress=tick)
 
-    def choose(self, name: str, banks: dict[int, CentroidBank]) -> tuple[TCCDConfig, int, dict[str, Any]]:
-        """The settings that answer most questions of the choosing half rightly, and that block of outcomes."""
-        model, processor = self.zoo[name]
-        samples = sample(self.choosing, self.sizes.choose, self.seed)
-        arms, settings = [], []
-        for layer, k, kept in itertools.product(LAYERS, KS, ALPHA_INTERP):
-            erasure = centroid_erasure(banks[k], layer, kept)
-            for alpha, beta in itertools.product(ALPHA_CD, BETA):
-                config = TCCDConfig(alpha_cd=alpha, alpha_interp=kept, layer=layer, beta=beta)
-                arms.append(Arm(erasure, config))
-                settings.append((config, k))
-        tick = self.tick(f"{name}: choose settings")
-        answers = answer(model, processor, samples, arms, batch_size=50, progress=tick)
-        best = int(answers.arms_correct.sum(1).argmax())
-        return *settings[best], gain(answers.clean_correct, answers.arms_correct[best])
+    def try_settings(
+        self, name: str, banks: dict[int, CentroidBank], share: slice
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Right or not on a share of the choosing half: plain, shape (n,), and by setting, (settings, n)."""
+        samples = sample(self.choosing, self.sizes.choose, self.seed)[share]
+        erasures: dict[tuple, Erasure] = {}
+        arms = []
+        for k, config in grid():
+            key = k, config.layer, config.alpha_interp
+            if key not in erasures:
+                erasures[key] = centroid_erasure(banks[k], config.layer or 0, config.alpha_interp)
+            arms.append(Arm(erasures[key], config))
+        tick = self.tick(f"{name}: try {len(arms)} settings, part {(share.start or 0) + 1}")
+        answers = answer(*self.zoo[name], samples, arms, batch_size=50, progress=tick)
+        return answers.clean_correct, answers.arms_correct
 
-    def measure(self, name: str, bank: CentroidBank, config: TCCDConfig) -> tuple[dict[str, Any], list[dict]]:
-        """Generate plain and with TCCD on the held-out half: the gain, and every item's two answers."""
+    def measure(self, name: str, bank: CentroidBank, config: TCCDConfig) -> Measured:
+        """Generate plain and with TCCD on the held-out half."""
         model, processor = self.zoo[name]
         tccd = TCCD(model, bank, config=config)
         words: dict[str, list[str]] = {
@@ -128,7 +149,7 @@ class Demo:
             | {arm: words[arm][i] for arm in words}
             for i, s in enumerate(self.held_out)
         ]
-        return self._blocks(rows), rows
+        return Measured(self._blocks(rows), rows, self.examples(name, bank, config, rows))
 
     def _generate(self, title: str, model: Any, processor: Any, tccd: TCCD | None) -> list[str]:
         tick, words, size = self.tick(title), [], 50
@@ -200,36 +221,87 @@ def _data_uri(sample: Sample) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def result(demo: Demo) -> dict[str, Any]:
+def result(pool: Workers, sizes: Sizes, seed: int) -> dict[str, Any]:
     """Run the whole demo; a result as `probes.report` writes it."""
-    banks = {name: demo.banks(name) for name in MODELS}
-    found = {name: demo.cost(name, banks[name]) for name in MODELS}
-    config, k, chosen = demo.choose("competing", banks["competing"])
-    grid = {"layer": LAYERS, "k": KS, "alpha_interp": ALPHA_INTERP, "alpha_cd": ALPHA_CD, "beta": BETA}
+    found = dict(zip(MODELS, pool.map("cost", [(name,) for name in MODELS]), strict=True))
+    shares = [slice(i, None, WORKERS) for i in range(WORKERS)]
+    tried = pool.map("try_settings", [("competing", found["competing"][0], share) for share in shares])
+    plain, contrasted = np.concatenate([t[0] for t in tried]), np.concatenate([t[1] for t in tried], axis=1)
+    best = int(contrasted.sum(1).argmax())
+    k, config = list(grid())[best]
+    measured = pool.map("measure", [(name, found[name][0][k], config) for name in MODELS])
+    choices = {"layer": LAYERS, "k": KS, "alpha_interp": ALPHA_INTERP, "alpha_cd": ALPHA_CD, "beta": BETA}
     report = envelope(
         "What language costs a small vision-language model, and what TCCD gives back",
-        {"seed": demo.seed, "sizes": asdict(demo.sizes), "grid": grid}
-        | {"threads": torch.get_num_threads(), "data": "easy-vqa 1.0"},
+        {"seed": seed, "sizes": asdict(sizes), "grid": choices, "workers": WORKERS, "data": "easy-vqa 1.0"},
     )
+    (blind,) = pool.map("blind", [()])
     report |= {
-        "models": {n: found[n]["models"][n] | {"description": MODELS[n], "blind": demo.blind()} for n in MODELS},
-        "cells": [cell for name in MODELS for cell in found[name]["cells"]],
-        "ratio": {key: value for name in MODELS for key, value in found[name]["ratio"].items()},
+        "models": {n: found[n][1]["models"][n] | {"description": MODELS[n], "blind": blind} for n in MODELS},
+        "cells": [cell for name in MODELS for cell in found[name][1]["cells"]],
+        "ratio": {key: value for name in MODELS for key, value in found[name][1]["ratio"].items()},
         "tccd": {},
         "examples": [],
         "items": {},
+        "cost_items": {name: found[name][1]["items"][name] for name in MODELS},
     }
-    for name in reversed(MODELS):
-        bank = banks[name][k]
-        blocks, rows = demo.measure(name, bank, config)
-        settings = {"chosen_with": "competing", "k": k} | asdict(config)
-        report["tccd"][name] = {"settings": settings} | blocks
-        if name == "competing":
-            report["tccd"][name]["chosen_on"] = chosen
-        report["examples"] += demo.examples(name, bank, config, rows)
+    chosen_on = {"model": "competing"} | gain(plain, contrasted[best])
+    settings = {"k": k} | asdict(config)
+    for name, (blocks, rows, examples) in reversed(list(zip(MODELS, measured, strict=True))):
+        report["tccd"][name] = {"settings": settings, "chosen_on": chosen_on} | blocks
+        report["examples"] += examples
         report["items"][name] = rows
-        report["items"][f"{name}, centroid cost"] = found[name]["items"][name]
     return report
+
+
+class Workers:
+    """Processes of one thread each: on two cores twice as fast as one process of two threads.
+
+    Args:
+        sizes, seed: of each process's `Demo`.
+        progress: shows what the processes report.
+    """
+
+    def __init__(self, sizes: Sizes, seed: int, progress: Progress) -> None:
+        self._progress = progress
+        self._context = get_context("spawn")
+        self._queue = self._context.Queue()
+        start = (sizes, seed, self._queue)
+        self._pool = ProcessPoolExecutor(WORKERS, self._context, initializer=_start_worker, initargs=start)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def map(self, method: str, calls: Sequence[tuple]) -> list[Any]:
+        """Call a method of `Demo` with each of the arguments, side by side."""
+        return [future.result() for future in [self._pool.submit(_call, method, *call) for call in calls]]
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown()
+        self._queue.put(None)
+        self._listener.join()
+
+    def _listen(self) -> None:
+        tasks: dict[str, TaskID] = {}
+        while (message := self._queue.get()) is not None:
+            title, done, total = message
+            if title not in tasks:
+                tasks[title] = self._progress.add_task(title)
+            self._progress.update(tasks[title], completed=done, total=total)
+
+
+_demo: Demo
+
+
+def _start_worker(sizes: Sizes, seed: int, queue: Any) -> None:
+    global _demo
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    _demo = Demo(sizes, lambda *message: queue.put(message), seed)
+
+
+def _call(method: str, *args: Any) -> Any:
+    return getattr(_demo, method)(*args)
 
 
 def table(report: dict[str, Any]) -> list[Table]:
@@ -258,10 +330,13 @@ def table(report: dict[str, Any]) -> list[Table]:
 
 def main(out: Path = Path("out/demo"), sizes: Sizes | None = None) -> dict[str, Any]:
     """Run the demo, print its tables, write report.json and report.html to `out`."""
-    started = time.perf_counter()
-    disable_progress_bar()
+    started, sizes, seed = time.perf_counter(), sizes or Sizes(), 42
     with Progress(console=Console(stderr=True)) as progress:
-        report = result(Demo(sizes or Sizes(), progress))
+        pool = Workers(sizes, seed, progress)
+        try:
+            report = result(pool, sizes, seed)
+        finally:
+            pool.close()
     report["config"]["seconds"] = round(time.perf_counter() - started, 1)
     files = write_report(report, out)
     console = Console()

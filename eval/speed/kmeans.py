@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import typer
 
+from eval.speed.timing import write
 from tccd.centroids.kmeans import kmeans
 
 OUT = Path("out/speed/kmeans.json")
@@ -61,8 +62,7 @@ def measure(rows: int, width: int, k: int, backend: str, seed: int) -> dict[str,
 def main(rows: int = 32_000, width: int = 2_048, k: int = 256, backend: str = "faiss-cpu", seed: int = 42) -> None:
     """Measure, print and write out/speed/kmeans.json."""
     found = measure(rows, width, k, backend, seed)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    write(found, OUT)
     print(json.dumps(found, indent=2))
 
 

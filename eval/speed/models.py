@@ -77,7 +77,9 @@ def random_qwen(
     return model.eval()
 
 
-def prompt(model: Any, batch: int, image_tokens: int = 600, text_tokens: int = 60, seed: int = 0) -> dict[str, Tensor]:
+def prompt(
+    model: Any, batch: int, image_tokens: int = 600, text_tokens: int = 60, seed: int = 0
+) -> dict[str, Tensor]:
     """`batch` prompts of one image and then `text_tokens` tokens, the image's end marker the first of them."""
     generator = torch.Generator().manual_seed(seed)
     rows = max(d for d in range(1, math.isqrt(image_tokens) + 1) if image_tokens % d == 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 import typer
 from torch import Tensor
 
+from eval.speed.timing import alternate, timed, write
 from tccd.centroids.replacement import Centroids
 
 OUT = Path("out/speed/replacement.json")
@@ -36,19 +36,13 @@ def measure(rows: int, width: int, k: int, repeats: int, alpha_interp: float = 0
     generator = torch.Generator().manual_seed(rows)
     x, vectors = torch.randn(rows, width, generator=generator), torch.randn(k, width, generator=generator)
     centroids = Centroids(vectors)
-    ways = (
-        lambda: reference(x, vectors, alpha_interp),
-        lambda: centroids.replace(x, alpha_interp),
-    )
-    difference = float((ways[0]() - ways[1]()).abs().max())
-    times: tuple[list[float], list[float]] = ([], [])
-    for i in range(repeats + 5):
-        for way, seconds in zip(ways, times, strict=True):
-            started = time.perf_counter()
-            way()
-            if i >= 5:
-                seconds.append(time.perf_counter() - started)
-    slow, fast = (1e3 * statistics.median(t) for t in times)
+    ways = {
+        "cdist": lambda: reference(x, vectors, alpha_interp),
+        "tccd": lambda: centroids.replace(x, alpha_interp),
+    }
+    difference = float((ways["cdist"]() - ways["tccd"]()).abs().max())
+    seconds = alternate({name: timed(way) for name, way in ways.items()}, repeats, warmup=5)
+    slow, fast = (1e3 * statistics.median(seconds[name]) for name in ("cdist", "tccd"))
     return {
         "rows": rows,
         "cdist_ms": slow,
@@ -72,8 +66,7 @@ def main(width: int = 3_584, k: int = 256, repeats: int = 1000) -> None:
         "machine": platform.machine(),
         "cells": cells,
     }
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    write(found, OUT)
     print(json.dumps(found, indent=2))
 
 

@@ -198,10 +198,10 @@ class PackedCache:
 
 
 class CausalFirst(TorchFunctionMode):
-    """While on, sdpa of a packed prompt runs as two calls: the clean columns' plain causal one, and the erased rows'.
+    """While on, sdpa of a packed prompt runs as two calls: the clean columns' plain causal one, then the erased.
 
-    In one call under the packed mask every clean query would score every key, the causal kernel's work twice over.
-    Calls under any other mask stay as they are; eager attention makes none.
+    In one call under the packed mask each clean query scores every key, twice the causal kernel's work. Calls
+    under any other mask stay as they are; eager attention makes none.
 
     Args:
         n: clean columns.
@@ -214,7 +214,8 @@ class CausalFirst(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not scaled_dot_product_attention or kwargs.get("attn_mask") is not self._mask:
+        ours = func is scaled_dot_product_attention and kwargs.get("attn_mask") is self._mask
+        if not ours or len(args) != 3:
             return func(*args, **kwargs)
         n, (query, *seen) = self._n, args
         causal = kwargs | {"attn_mask": None, "is_causal": True}
