@@ -28,6 +28,7 @@ from probes.arms import Answers, Arm, answer
 from probes.outcomes import gain
 from probes.replacement import envelope
 from tccd import CentroidBank, TCCDConfig
+from tccd.atomic import write_atomic
 from tccd.data import Sample, load_samples
 from tccd.decoding.huggingface import centroid_erasure
 from tccd.decoding.streams import Erasure
@@ -159,7 +160,7 @@ def main(out: Path = Path("out/accuracy"), questions: int | None = None, fit: in
     with Progress(console=Console(stderr=True)) as bar:
         report = result(bar, questions, fit)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "accuracy.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_atomic(out / "accuracy.json", (json.dumps(report, indent=1) + "\n").encode())
     Console(width=200).print(table(report))
     return report
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from probes.report.page import render
 from probes.report.schema import dumps, plain, validate
+from tccd.atomic import write_atomic
 
 
 def write_report(result: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -35,24 +36,5 @@ def write_report(result: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> 
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in contents.items():
-        _replace(folder / name, text)
+        write_atomic(folder / name, text.encode())
     return folder / "report.json", folder / "report.html"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The rename itself reaches the disk with its folder.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tccd.centroids.atomic import write_atomic
+from tccd.atomic import write_atomic
 from tccd.centroids.bankfile import pack, unpack
 from tccd.decoder import ModelIdentity, identify
 from tccd.errors import BankError, BankMismatchError

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tccd.centroids.atomic import write_atomic
+from tccd.atomic import write_atomic
 from tccd.centroids.shards import Rows, read_note, shard_path, write_shard
 from tccd.decoder import Decoder, find_decoder, first_tensor, identify
 from tccd.errors import ConfigError, DataError, FitError

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from tccd.centroids.atomic import write_atomic
+from tccd.atomic import write_atomic
 from tccd.errors import FitError
 
 _KEY = "tccd_shard"

@@ -10,15 +10,50 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from tccd.decoder import Decoder
 from tccd.decoding.packing import PackedCache
 
-if TYPE_CHECKING:
-    from tccd.decoding.twin import Session
+
+class Session(Protocol):
+    """What runs on an installed model; `tccd.decoding.twin.Session` is one."""
+
+    decoder: Decoder
+    is_open: bool
+    yields: bool
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the forward that runs is none of the session's business."""
+        ...
+
+    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The whole model is about to run."""
+        ...
+
+    def end(self, output: Any) -> Any:
+        """The whole model has run; returns its output, changed or not."""
+        ...
+
+    def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run a decoder layer by its own forward."""
+        ...
+
+    def run_norm(self, forward: Callable, hidden: Tensor) -> Tensor:
+        """Run the final norm by its own forward."""
+        ...
+
+    def run_head(self, forward: Callable, states: Tensor) -> Tensor:
+        """Run the head by its own forward."""
+        ...
+
+    def close(self) -> None:
+        """Be done."""
+        ...
+
 
 #: The session that this thread (or asyncio task) decodes under.
 current: ContextVar[Session | None] = ContextVar("tccd_session", default=None)

@@ -110,7 +110,9 @@ def test_arms_answer_as_generate_does(zoo, bank, samples):
 
 def test_the_probe_makes_a_valid_result(zoo, bank, samples):
     seen = []
-    result = run(*zoo, samples, bank, name="m", batch_size=16, progress=lambda done, total: seen.append((done, total)))
+    result = run(
+        *zoo, samples, bank, name="m", batch_size=16, progress=lambda done, total: seen.append((done, total))
+    )
     validate(result)
     assert seen[-1] == (40, 40)
     assert [(c["modality"], c["layer"]) for c in result["cells"]] == [

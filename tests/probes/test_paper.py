@@ -50,9 +50,7 @@ def costs(model):
 
 def sweep(model):
     tasks = read(model)["alpha_sweep"]
-    return {
-        task: {float(a): cell["delta"] for a, cell in row["alphas"].items()} for task, row in tasks.items()
-    }
+    return {task: {float(a): cell["delta"] for a, cell in row["alphas"].items()} for task, row in tasks.items()}
 
 
 def sweep_cells():
@@ -145,8 +143,7 @@ def test_leave_one_task_out_choices(method):
         pytest.skip("cd_baselines_cv.json is not here")
     published = read("cd_baselines_cv")["per_method"][method]
     table = {
-        task: {float(a): cell["delta"] for a, cell in row.items()}
-        for task, row in published["per_task"].items()
+        task: {float(a): cell["delta"] for a, cell in row.items()} for task, row in published["per_task"].items()
     }
     for protocol, mean, key in (
         (cv(table), "cv_mean", "cv_delta"),

@@ -54,9 +54,7 @@ def change(n, right, b, c):
 def cell(model, modality, layer, lost, gained=1, n=400, right=380, **more):
     low, high = difference_interval(lost, gained, n)
     accuracy = (right - lost + gained) / n
-    by_task = [
-        {"task": t, "n": n // 2, "baseline": right / n, "accuracy": accuracy} for t in ("shape", "colour")
-    ]
+    by_task = [{"task": t, "n": n // 2, "baseline": right / n, "accuracy": accuracy} for t in ("shape", "colour")]
     return {
         "model": model,
         "modality": modality,
@@ -299,9 +297,7 @@ def test_nothing_measured_is_refused():
 
 
 def test_the_parts_are_optional():
-    bare = {
-        key: value for key, value in result().items() if key not in ("ratio", "tccd", "examples", "items")
-    }
+    bare = {key: value for key, value in result().items() if key not in ("ratio", "tccd", "examples", "items")}
     validate(bare)
     Reader(render(plain(bare)))
     only_tccd = {**bare, "cells": [], "tccd": result()["tccd"]}
@@ -401,9 +397,7 @@ def test_several_drawings_share_a_page_without_sharing_ids(page):
     assert len(drawings) == 4
     for drawing in drawings:
         ids = set(re.findall(r'\bid="([^"]+)"', drawing))
-        assert ids >= set(re.findall(r'href="#([^"]+)"', drawing)) | set(
-            re.findall(r"url\(#([^)]+)\)", drawing)
-        )
+        assert ids >= set(re.findall(r'href="#([^"]+)"', drawing)) | set(re.findall(r"url\(#([^)]+)\)", drawing))
         assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a colour that doesn't follow light and dark"
 
 
@@ -415,8 +409,7 @@ def luminance(colour):
 
 def test_colours_have_contrast_in_light_and_dark(page):
     palettes = [
-        dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", block))
-        for block in re.findall(r":root \{.*?\}", page, re.S)
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", block)) for block in re.findall(r":root \{.*?\}", page, re.S)
     ]
     assert len(palettes) == 2
     for palette in palettes:
@@ -475,9 +468,7 @@ def test_the_answer_compares_only_what_differs(text, vision, expected):
 def test_erasing_that_helps_is_told_as_it_is():
     told = result()
     told["cells"] = [cell("grounded", "vision", 0, lost=1, gained=18)]
-    assert "erasing vision at layer 0 raised accuracy by 4.2 points" in " ".join(
-        answer({**told, "ratio": {}})
-    )
+    assert "erasing vision at layer 0 raised accuracy by 4.2 points" in " ".join(answer({**told, "ratio": {}}))
 
 
 def test_numbers_read_well():
@@ -561,9 +552,7 @@ class Browser:
 
     def fetched(self):
         requests = [
-            e["params"]["request"]["url"]
-            for e in self.events
-            if e.get("method") == "Network.requestWillBeSent"
+            e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"
         ]
         return [url for url in requests if not url.startswith("data:")]
 
@@ -599,9 +588,7 @@ def test_the_page_in_a_browser(tmp_path, browser, width, height, scheme):
         assert browser.ask("document.documentElement.clientWidth") == width
         assert browser.complaints() == []
         assert browser.fetched() == [path.as_uri()]
-        dark = browser.ask(
-            "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(c => c < 60)"
-        )
+        dark = browser.ask("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(c => c < 60)")
         assert dark == (scheme == "dark")
         ink = browser.ask("getComputedStyle(document.querySelector('svg text')).fill")
         assert ink == browser.ask(

@@ -31,9 +31,7 @@ counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.j
 discordant = st.integers(1, 300).flatmap(
     lambda n: st.integers(0, n).flatmap(lambda b: st.tuples(st.just(b), st.integers(0, n - b), st.just(n)))
 )
-outcomes = st.integers(1, 60).flatmap(
-    lambda n: st.tuples(*[st.lists(st.booleans(), min_size=n, max_size=n)] * 2)
-)
+outcomes = st.integers(1, 60).flatmap(lambda n: st.tuples(*[st.lists(st.booleans(), min_size=n, max_size=n)] * 2))
 
 
 @given(counts)
@@ -144,9 +142,7 @@ def erased(seed, n=3000, text=0.25, vision=0.06):
 def test_bootstrap_ratio_is_the_ratio_of_costs_and_repeats():
     clean, text, vision = erased(0)
     result = paired_bootstrap_ratio(clean, text, vision, seed=3)
-    assert result.value == pytest.approx(
-        (clean.mean() - text.mean()) / (clean.mean() - vision.mean()), rel=1e-12
-    )
+    assert result.value == pytest.approx((clean.mean() - text.mean()) / (clean.mean() - vision.mean()), rel=1e-12)
     assert result.low < result.value < result.high
     assert result.reason is None
     assert paired_bootstrap_ratio(clean, text, vision, seed=3) == result

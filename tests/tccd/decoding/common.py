@@ -21,9 +21,7 @@ def text_centroids(width: int = 64, k: int = 8, seed: int = 0) -> Tensor:
 
 
 def text_bank(model: Any, layer: int, centroids: Tensor | None = None) -> CentroidBank:
-    return CentroidBank.from_arrays(
-        model, {("text", layer): text_centroids() if centroids is None else centroids}
-    )
+    return CentroidBank.from_arrays(model, {("text", layer): text_centroids() if centroids is None else centroids})
 
 
 def new_tokens(output: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,7 @@ def test_eager_attention(family, rows):
     assert_like_oracle(model, inputs(family, rows), layer=1)
 
 
-@pytest.mark.parametrize(
-    "rows", [[Row(images=0, videos=1, after=4)], [Row(images=1, videos=1), Row(after=8)]]
-)
+@pytest.mark.parametrize("rows", [[Row(images=0, videos=1, after=4)], [Row(images=1, videos=1), Row(after=8)]])
 def test_videos(rows):
     assert_like_oracle(cached_tiny("qwen2_5_vl"), inputs("qwen2_5_vl", rows), layer=1)
 
@@ -99,8 +97,7 @@ def _slow_rule(settings):
                 away = settings["gate_threshold"] - (top[1] - top[0])
             elif gate == "entropy":
                 away = (
-                    -sum(x * math.log(x) for x in p.tolist() if x) / math.log(len(p))
-                    - settings["gate_threshold"]
+                    -sum(x * math.log(x) for x in p.tolist() if x) / math.log(len(p)) - settings["gate_threshold"]
                 )
             elif gate == "jsd":
                 m = (p + q) / 2

@@ -40,9 +40,7 @@ class OracleProcessor(LogitsProcessor):
         return combined.log_softmax(-1) if self.normalise else combined
 
 
-def both(
-    model: Any, batch: dict, door: str = "custom_generate", copies: int = 1, **how: Any
-) -> tuple[Any, Any]:
+def both(model: Any, batch: dict, door: str = "custom_generate", copies: int = 1, **how: Any) -> tuple[Any, Any]:
     """A generate call with TCCD, and the same call with the oracle's scores."""
     how = {"output_scores": True} | how
     tccd = TCCD(model, text_bank(model, LAYER))

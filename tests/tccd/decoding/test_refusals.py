@@ -256,7 +256,9 @@ def test_a_typo_in_generate_still_raises(model, tccd, batch):
 def test_processor_misuse(model, tccd, batch):
     processor = tccd.logits_processor()
     scores = torch.zeros(1, 8)
-    refused(lambda: processor(batch["input_ids"], scores), UnsupportedModelError, "saw no forward", "custom_generate")
+    refused(
+        lambda: processor(batch["input_ids"], scores), UnsupportedModelError, "saw no forward", "custom_generate"
+    )
     processor.close()
     assert_nothing_left(model)
     refused(
