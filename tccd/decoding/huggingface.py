@@ -5,28 +5,24 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-import weakref
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerationMixin
 
 from tccd.centroids.bank import CentroidBank
 from tccd.centroids.replacement import Centroids
-from tccd.decoder import Decoder, find_decoder
+from tccd.decoder import find_decoder
 from tccd.decoding.config import TCCDConfig
-from tccd.decoding.contrast import combine, contrast
-from tccd.decoding.packing import Step
+from tccd.decoding.processor import TCCDLogitsProcessor, WatchingSession
 from tccd.decoding.refusals import check_model
+from tccd.decoding.session import Contrasted, TCCDSession
 from tccd.decoding.streams import Erasure
-from tccd.decoding.twin import Session
-from tccd.errors import ConfigError, TCCDError, UnsupportedModelError
+from tccd.errors import ConfigError, UnsupportedModelError
 from tccd.modality import Modality
 
 _MODES = (
@@ -36,20 +32,6 @@ _MODES = (
     GenerationMode.BEAM_SAMPLE,
     GenerationMode.ASSISTED_GENERATION,
 )
-
-
-@dataclass(frozen=True)
-class Contrasted:
-    """Where contrast acted in one forward.
-
-    Attributes:
-        position: column of the first of the logits below in the whole sequence, padding included.
-        opened: the gate's opening, shape (batch, columns); multiply by `alpha_cd` for the strength. Zero in a
-            row without an image.
-    """
-
-    position: int
-    opened: Tensor
 
 
 class TCCD:
@@ -196,7 +178,9 @@ class TCCD:
         `model.generate(**inputs, logits_processor=[tccd.logits_processor()])`. Transformers runs it after its
         own penalties, which therefore see the clean logits; with `custom_generate` they see the combined.
         """
-        return TCCDLogitsProcessor(self)
+        session = WatchingSession(self.decoder, self.erasure, self.config)
+        self._local.last = session
+        return TCCDLogitsProcessor(session)
 
     def _check_same(self, model: Any) -> None:
         if model is not self.model:
@@ -204,157 +188,6 @@ class TCCD:
                 f"this TCCD was made for another {type(self.model).__name__} than the one that generates; "
                 "make one for each model"
             )
-
-
-class TCCDSession(Session):
-    """Contrast of one clean and one text-erased stream.
-
-    Attributes:
-        trace: where contrast acted, one entry a forward.
-    """
-
-    def __init__(
-        self, decoder: Decoder, erasure: Erasure, config: TCCDConfig, prompt_length: int | None = None
-    ) -> None:
-        # Settings that are plain decoding need no second stream: off means off.
-        super().__init__(decoder, () if config.is_off else (erasure,))
-        self.config = config
-        self.prompt_length = prompt_length
-        self.trace: list[Contrasted] = []
-
-    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        """As `Session.begin`; remembers how long the prompt is."""
-        super().begin(args, kwargs)
-        step = self.step
-        if step is not None and step.prefill and self.prompt_length is None:
-            self.prompt_length = step.n
-        if self.config.tokens == "first" and kwargs.get("use_cache") is False:
-            raise ConfigError("tokens='first' needs use_cache=True: without it every token looks like the first")
-
-    def mask(self, step: Step, m: int) -> Tensor:
-        """Columns where contrast may act, shape (batch, m), for the last m own columns of this forward."""
-        part = step.parts[0]
-        own = part.own[:, part.queries - m :]
-        if self.config.tokens == "first":
-            assert self.prompt_length is not None
-            position = torch.arange(step.past + step.n - m, step.past + step.n, device=own.device)
-            own = own & (position == self.prompt_length - 1)
-        return own
-
-    def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor | None:
-        """Fact three: under a linear head the combination of states gives the combination of logits."""
-        if not erased:
-            return clean
-        if self.config.needs_logits or not self.decoder.linear_logits:
-            return None
-        m = erased[0].shape[1]
-        opened = self.mask(step, m).to(clean.device)
-        self._record(step, opened.float())
-        tail = clean[:, clean.shape[1] - m :]
-        mixed = combine(tail, erased[0], self.config.alpha_cd).to(clean.dtype)
-        return torch.cat([clean[:, : clean.shape[1] - m], torch.where(opened[..., None], mixed, tail)], 1)
-
-    def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
-        """The whole rule on logits: gate, combination, plausibility."""
-        m = erased[0].shape[1]
-        tail = clean[:, clean.shape[1] - m :]
-        mixed, opened = contrast(tail, erased[0], self.config)
-        allowed = self.mask(step, m).to(clean.device)
-        self._record(step, opened * allowed)
-        mixed = torch.where(allowed[..., None], mixed.to(clean.dtype), tail)
-        return torch.cat([clean[:, : clean.shape[1] - m], mixed], 1)
-
-    def _record(self, step: Step, opened: Tensor) -> None:
-        self.trace.append(Contrasted(step.past + step.n - opened.shape[1], opened.detach()))
-
-
-class _WatchingSession(TCCDSession):
-    """Leaves the model's logits as they are, and keeps both streams' for a processor.
-
-    It may outlive its `generate` call (an exception's traceback keeps the processor alive), so it disturbs
-    nobody: a forward that can't be contrasted runs plainly, and the processor says why if it is asked.
-
-    Attributes:
-        seen: clean and erased next-token logits, shape (batch, vocabulary), and the rows to contrast.
-        problem: why the last forward could not be contrasted.
-    """
-
-    yields = True
-
-    def __init__(self, decoder: Decoder, erasure: Erasure, config: TCCDConfig) -> None:
-        super().__init__(decoder, erasure, config)
-        self.seen: tuple[Tensor, Tensor, Tensor] | None = None
-        self.problem: TCCDError | None = None
-
-    @property
-    def is_idle(self) -> bool:
-        return self.step is None
-
-    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.seen = self.problem = None
-        try:
-            super().begin(args, kwargs)
-        except TCCDError as error:
-            self.step, self.problem = None, error
-
-    def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor | None:
-        return None if erased else clean
-
-    def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
-        # A prompt that ends with its image has no erased column yet: both streams are one.
-        other = erased[0] if erased[0].shape[1] else clean
-        rows = self.mask(step, 1)[:, 0] if erased[0].shape[1] else torch.zeros(len(clean), dtype=torch.bool)
-        self.seen = clean[:, -1].float(), other[:, -1].float(), rows.to(clean.device)
-        return clean
-
-
-class TCCDLogitsProcessor(LogitsProcessor):
-    """TCCD as a logits processor; made by `TCCD.logits_processor`.
-
-    Right for greedy decoding, sampling and beams, where scores arrive log-softmaxed and leave so. It adds
-    `alpha_cd * (clean - erased)` to the scores that earlier processors left, so their masks stay.
-
-    Raises:
-        UnsupportedModelError: called without a forward of its model before it in this thread, or for several
-            tokens a forward (assisted decoding): use `custom_generate=tccd` there.
-    """
-
-    def __init__(self, tccd: TCCD) -> None:
-        self._session = _WatchingSession(tccd.decoder, tccd.erasure, tccd.config)
-        tccd._local.last = self._session
-        context = self._session.active()
-        context.__enter__()
-        self._close = weakref.finalize(self, _close_watch, context, threading.get_ident())
-
-    def close(self) -> None:
-        """Stop watching the model."""
-        self._close()
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Combine, shape (batch, vocabulary) in and out."""
-        session = self._session
-        if session.problem is not None:
-            raise session.problem
-        if session.config.is_off:
-            return scores
-        if session.seen is None or session.seen[0].shape[0] != scores.shape[0]:
-            raise UnsupportedModelError(
-                "the TCCD processor saw no forward of its model for these scores: create it in the generate "
-                "call, in the thread that generates, or use custom_generate=tccd"
-            )
-        clean, erased, allowed = session.seen
-        session.seen = None
-        combined, opened = contrast(clean, erased, session.config)
-        opened = opened * allowed
-        shift = (combined - clean).to(scores.device)
-        mixed = scores + torch.where(allowed[:, None].to(scores.device), shift, 0.0)
-        session.trace.append(Contrasted(input_ids.shape[1] - 1, opened[:, None]))
-        normalised = torch.logsumexp(scores, -1).abs().amax() < 1e-3
-        return mixed.log_softmax(-1) if bool(normalised) else mixed
-
-
-def _close_watch(context: AbstractContextManager, thread: int) -> None:
-    context.__exit__(None, None, None)
 
 
 def text_layer(bank: CentroidBank, layer: int | None) -> int:

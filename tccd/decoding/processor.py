@@ -1,0 +1,112 @@
+"""TCCD as a logits processor, for callers that take nothing else."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from tccd.decoder import Decoder
+from tccd.decoding.config import TCCDConfig
+from tccd.decoding.contrast import contrast
+from tccd.decoding.packing import Step
+from tccd.decoding.session import Contrasted, TCCDSession
+from tccd.decoding.streams import Erasure
+from tccd.errors import TCCDError, UnsupportedModelError
+
+
+class WatchingSession(TCCDSession):
+    """Leaves the model's logits as they are, and keeps both streams' for a processor.
+
+    It may outlive its `generate` call (an exception's traceback keeps the processor alive), so it disturbs
+    nobody: a forward that can't be contrasted runs plainly, and the processor says why if it is asked.
+
+    Attributes:
+        seen: clean and erased next-token logits, shape (batch, vocabulary), and the rows to contrast.
+        problem: why the last forward could not be contrasted.
+    """
+
+    yields = True
+
+    def __init__(self, decoder: Decoder, erasure: Erasure, config: TCCDConfig) -> None:
+        super().__init__(decoder, erasure, config)
+        self.seen: tuple[Tensor, Tensor, Tensor] | None = None
+        self.problem: TCCDError | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the forward that runs can't be contrasted."""
+        return self.step is None
+
+    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """As `Session.begin`, but a refusal waits until the processor is asked."""
+        self.seen = self.problem = None
+        try:
+            super().begin(args, kwargs)
+        except TCCDError as error:
+            self.step, self.problem = None, error
+
+    def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor | None:
+        """Ask for both streams' logits."""
+        return None if erased else clean
+
+    def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
+        """Keep both streams' logits; hand on the clean ones."""
+        # A prompt that ends with its image has no erased column yet: both streams are one.
+        other = erased[0] if erased[0].shape[1] else clean
+        rows = self.mask(step, 1)[:, 0] if erased[0].shape[1] else torch.zeros(len(clean), dtype=torch.bool)
+        self.seen = clean[:, -1].float(), other[:, -1].float(), rows.to(clean.device)
+        return clean
+
+
+class TCCDLogitsProcessor(LogitsProcessor):
+    """TCCD as a logits processor; made by `TCCD.logits_processor`.
+
+    Right for greedy decoding, sampling and beams, where scores arrive log-softmaxed and leave so. It adds
+    `alpha_cd * (clean - erased)` to the scores that earlier processors left, so their masks stay.
+
+    Raises:
+        UnsupportedModelError: called without a forward of its model before it in this thread, or for several
+            tokens a forward (assisted decoding): use `custom_generate=tccd` there.
+    """
+
+    def __init__(self, session: WatchingSession) -> None:
+        self._session = session
+        context = session.active()
+        context.__enter__()
+        self._close = weakref.finalize(self, _leave, context)
+
+    def close(self) -> None:
+        """Stop watching the model."""
+        self._close()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Combine, shape (batch, vocabulary) in and out."""
+        session = self._session
+        if session.problem is not None:
+            raise session.problem
+        if session.config.is_off:
+            return scores
+        if session.seen is None or session.seen[0].shape[0] != scores.shape[0]:
+            raise UnsupportedModelError(
+                "the TCCD processor saw no forward of its model for these scores: create it in the generate "
+                "call, in the thread that generates, or use custom_generate=tccd"
+            )
+        clean, erased, allowed = session.seen
+        session.seen = None
+        combined, opened = contrast(clean, erased, session.config)
+        opened = opened * allowed
+        shift = (combined - clean).masked_fill(clean == -math.inf, 0.0).to(scores.device)
+        mixed = scores + torch.where(allowed[:, None].to(scores.device), shift, 0.0)
+        session.trace.append(Contrasted(input_ids.shape[1] - 1, opened[:, None]))
+        normalised = torch.logsumexp(scores, -1).abs().amax() < 1e-3
+        return mixed.log_softmax(-1) if bool(normalised) else mixed
+
+
+def _leave(context: AbstractContextManager) -> None:
+    context.__exit__(None, None, None)
