@@ -185,13 +185,16 @@ class Demo:
 
     def examples(self, name: str, bank: CentroidBank, config: TCCDConfig, rows: list[dict]) -> list[dict]:
         """A few held-out questions, the first of each kind: put right, made wrong, and kept."""
-        kinds = (
-            [r for r in rows if r["plain"] != r["answer"] == r["tccd"]][:4],
-            [r for r in rows if r["plain"] == r["answer"] != r["tccd"]][:1],
-            [r for r in rows if r["plain"] == r["answer"] == r["tccd"]][:1],
-        )
+        helped, harmed, kept = {}, [], []
+        for row in rows:
+            plain, contrasted = row["plain"] == row["answer"], row["tccd"] == row["answer"]
+            if contrasted and not plain:
+                helped.setdefault(row["task"], row)  # one of a task shows more than four of one
+            elif plain:
+                (kept if contrasted else harmed).append(row)
+        chosen = [*list(helped.values())[:4], *harmed[:1], *kept[:1]]
         by_id = {s.id: s for s in self.held_out}
-        return [self._example(name, bank, config, by_id[row["id"]], row) for rows in kinds for row in rows]
+        return [self._example(name, bank, config, by_id[row["id"]], row) for row in chosen]
 
     def _example(self, name: str, bank: CentroidBank, config: TCCDConfig, of: Sample, row: dict) -> dict:
         model, processor = self.zoo[name]
@@ -246,7 +249,7 @@ def result(pool: Workers, sizes: Sizes, seed: int) -> dict[str, Any]:
         "cost_items": {name: found[name][1]["items"][name] for name in MODELS},
     }
     chosen_on = {"model": "competing"} | gain(plain, contrasted[best])
-    settings = {"k": k} | asdict(config)
+    settings = {"chosen_with": "competing", "k": k} | asdict(config)
     for name, (blocks, rows, examples) in reversed(list(zip(MODELS, measured, strict=True))):
         report["tccd"][name] = {"settings": settings, "chosen_on": chosen_on} | blocks
         report["examples"] += examples
