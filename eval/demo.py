@@ -185,7 +185,9 @@ class Demo:
 
     def examples(self, name: str, bank: CentroidBank, config: TCCDConfig, rows: list[dict]) -> list[dict]:
         """A few held-out questions, the first of each kind: put right, made wrong, and kept."""
-        helped, harmed, kept = {}, [], []
+        helped: dict[str, dict] = {}
+        harmed: list[dict] = []
+        kept: list[dict] = []
         for row in rows:
             plain, contrasted = row["plain"] == row["answer"], row["tccd"] == row["answer"]
             if contrasted and not plain:
