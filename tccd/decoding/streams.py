@@ -69,6 +69,12 @@ class ErasedLayer(DynamicLayer):
     to it; `detach` takes it out again.
     """
 
+    # What a cache says of itself it asks of all its layers: these answers leave it to the model's own. A static
+    # cache that seemed dynamic would get no mask over its unfilled columns.
+    is_compileable = True
+    is_croppable = True
+    supports_early_init = False
+
     def __init__(self, owner: object, index: int, layer: int, stream: Stream) -> None:
         super().__init__()
         self.owner = owner

@@ -74,6 +74,7 @@ MODES = {
     "beam-sampling": (SINGLE, {"num_beams": 3, "do_sample": True, "top_k": 0}, 3),
     "several-sequences": (SINGLE, {"do_sample": True, "top_k": 0, "num_return_sequences": 3}, 3),
     "static-cache": (RAGGED, {"cache_implementation": "static"}, 1),
+    "static-cache-unpadded": (SINGLE, {"cache_implementation": "static"}, 1),
     "no-cache": (RAGGED, {"use_cache": False}, 1),
 }
 
@@ -86,10 +87,12 @@ def test_modes_equal_the_oracle(mode, door):
     assert_same(*both(model, inputs("qwen2_5_vl", rows), door, copies, **how))
 
 
+@pytest.mark.parametrize("rows", [SINGLE, RAGGED], ids=["single", "ragged"])
+@pytest.mark.parametrize("window", [4, 64])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_sliding_caches(cache):
-    model = tiny("gemma3", window=4)
-    assert_same(*both(model, inputs("gemma3", RAGGED), cache_implementation=cache))
+def test_sliding_caches(cache, window, rows):
+    model = tiny("gemma3", window=window)
+    assert_same(*both(model, inputs("gemma3", rows), cache_implementation=cache))
 
 
 @pytest.mark.parametrize("door", ["custom_generate", "with"])
