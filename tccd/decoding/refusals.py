@@ -79,6 +79,23 @@ def check_cache(cache: Any) -> None:
         )
 
 
+def check_uncompiled(cache: Any, device: str) -> None:
+    """Refuse a call that transformers' `generate` may have compiled by itself, as it does for static caches.
+
+    Args:
+        cache: the model's cache, or None.
+        device: type of the device that the call runs on.
+
+    Raises:
+        UnsupportedModelError: a static cache on an accelerator.
+    """
+    if device != "cpu" and getattr(cache, "is_compileable", False):
+        raise UnsupportedModelError(
+            "with a static cache transformers compiles the model, which bakes one stream's shapes in; "
+            "generate with custom_generate=tccd, which keeps it uncompiled, or with another cache"
+        )
+
+
 def check_prefix(name: str, forward: Callable, hidden: Tensor, start: Tensor, kwargs: dict[str, Any]) -> None:
     """Self-test of the fact that the shared prefix rests on: columns before the tail don't depend on it.
 

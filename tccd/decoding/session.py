@@ -12,6 +12,7 @@ from tccd.decoder import Decoder
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import combine, contrast
 from tccd.decoding.packing import Step
+from tccd.decoding.refusals import check_uncompiled
 from tccd.decoding.streams import Erasure
 from tccd.decoding.twin import Session
 from tccd.errors import ConfigError
@@ -45,12 +46,15 @@ class TCCDSession(Session):
         super().__init__(decoder, () if config.is_off else (erasure,))
         self.config = config
         self.prompt_length = prompt_length
+        self.uncompiled = prompt_length is not None  # custom_generate knows the prompt and turns compilation off
         self.trace: list[Contrasted] = []
 
     def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """As `Session.begin`; remembers how long the prompt is."""
         super().begin(args, kwargs)
         step = self.step
+        if step is not None and not self.uncompiled:
+            check_uncompiled(step.cache, next(self.decoder.norm.parameters()).device.type)
         if step is not None and step.prefill and self.prompt_length is None:
             self.prompt_length = step.n
         if self.config.tokens == "first" and kwargs.get("use_cache") is False:

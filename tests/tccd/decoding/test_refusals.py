@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 
 from tccd import TCCD, CentroidBank, TCCDConfig
+from tccd.decoding.refusals import check_uncompiled
 from tccd.errors import BankMismatchError, ConfigError, ModalityError, UnsupportedModelError
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, text_bank, text_centroids
 from tests.tccd.decoding.test_modes import Recorder, assert_nothing_left
@@ -111,6 +112,18 @@ def test_compiled_models(batch):
     bank = text_bank(model, 1)
     model.compile()
     refused(lambda: TCCD(model, bank), UnsupportedModelError, "torch.compile")
+
+
+def test_static_caches_that_generate_would_compile_for(model):
+    from transformers import StaticCache
+
+    static = StaticCache(config=model.config, max_cache_len=8)
+    refused(
+        lambda: check_uncompiled(static, "cuda"), UnsupportedModelError, "compiles the model", "custom_generate"
+    )
+    check_uncompiled(static, "cpu")
+    check_uncompiled(DynamicCache(config=model.config), "cuda")
+    check_uncompiled(None, "cuda")
 
 
 def test_other_attention_implementations():
