@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ def reference(x: Tensor, centroids: Tensor, alpha_interp: float) -> Tensor:
 
 
 def measure(rows: int, width: int, k: int, repeats: int, alpha_interp: float = 0.4) -> dict[str, Any]:
-    """Medians in milliseconds of alternating runs."""
+    """Medians in milliseconds a call, of alternating bursts: single calls would evict each other's centroids."""
+    burst = 50 if rows < 100 else 1
     generator = torch.Generator().manual_seed(rows)
     x, vectors = torch.randn(rows, width, generator=generator), torch.randn(k, width, generator=generator)
     centroids = Centroids(vectors)
@@ -41,8 +44,10 @@ def measure(rows: int, width: int, k: int, repeats: int, alpha_interp: float = 0
         "tccd": lambda: centroids.replace(x, alpha_interp),
     }
     difference = float((ways["cdist"]() - ways["tccd"]()).abs().max())
-    seconds = alternate({name: timed(way) for name, way in ways.items()}, repeats, warmup=5)
-    slow, fast = (1e3 * statistics.median(seconds[name]) for name in ("cdist", "tccd"))
+    seconds = alternate(
+        {n: timed(partial(_times, way, burst)) for n, way in ways.items()}, max(5, repeats // burst)
+    )
+    slow, fast = (1e3 / burst * statistics.median(seconds[name]) for name in ("cdist", "tccd"))
     return {
         "rows": rows,
         "cdist_ms": slow,
@@ -51,6 +56,11 @@ def measure(rows: int, width: int, k: int, repeats: int, alpha_interp: float = 0
         "bar": BARS.get(rows),
         "max_difference": difference,
     }
+
+
+def _times(run: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        run()
 
 
 def main(width: int = 3_584, k: int = 256, repeats: int = 1000) -> None:
