@@ -21,17 +21,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from eval.banks import fit_banks
+from eval.banks import arms, fit_banks
 from eval.datasets.easy_vqa import balanced, halves, majority_answers, minority, sample
 from eval.zoo import load
-from probes.arms import Answers, Arm, answer
+from probes.arms import Answers, answer
 from probes.outcomes import gain
 from probes.replacement import envelope
 from tccd import CentroidBank, TCCDConfig
 from tccd.atomic import write_atomic
 from tccd.data import Sample, load_samples
-from tccd.decoding.huggingface import centroid_erasure
-from tccd.decoding.streams import Erasure
 
 MODELS = ("llava-competing", "llava-grounded")
 RULES = ("tccd", "plausibility", "margin", "entropy", "jsd")
@@ -73,17 +71,13 @@ def measure(
 ) -> Answers:
     """Answers of one default model to every sample, plain and at every setting."""
     model, processor = load(name)
-    erasures: dict[tuple, Erasure] = {}
-    arms = []
-    for s in settings:
-        assert s.config.layer is not None
-        key = (s.k, s.config.layer, s.config.alpha_interp)
-        if key not in erasures:
-            erasures[key] = centroid_erasure(banks[s.k], s.config.layer, s.config.alpha_interp)
-        arms.append(Arm(erasures[key], s.config))
     task = bar.add_task(f"{name}: {len(settings)} settings, {len(samples)} questions")
-    done = lambda n, total: bar.update(task, completed=n, total=total)  # noqa: E731
-    return answer(model, processor, samples, arms, batch_size=50, progress=done)
+
+    def done(n: int, total: int) -> None:
+        bar.update(task, completed=n, total=total)
+
+    tried = arms(banks, ((s.k, s.config) for s in settings))
+    return answer(model, processor, samples, tried, batch_size=50, progress=done)
 
 
 def choose(settings: Sequence[Setting], competing: np.ndarray, grounded: np.ndarray) -> dict[str, int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tccd import CentroidBank, fit_bank
+from probes.arms import Arm
+from tccd import CentroidBank, TCCDConfig, fit_bank
 from tccd.data import Sample
+from tccd.decoding.huggingface import centroid_erasure
+from tccd.decoding.streams import Erasure
 
 
 def fit_banks(
@@ -53,3 +56,21 @@ def fit_banks(
             if progress is not None:
                 progress(done, len(wanted))
     return fitted
+
+
+def arms(banks: Mapping[int, CentroidBank], settings: Iterable[tuple[int, TCCDConfig]]) -> list[Arm]:
+    """An arm for each K and settings; those with the same erased stream share it, and so its computation.
+
+    Args:
+        banks: by K.
+        settings: K and settings, their layer given.
+    """
+    erasures: dict[tuple, Erasure] = {}
+    found = []
+    for k, config in settings:
+        assert config.layer is not None
+        key = k, config.layer, config.alpha_interp
+        if key not in erasures:
+            erasures[key] = centroid_erasure(banks[k], config.layer, config.alpha_interp)
+        found.append(Arm(erasures[key], config))
+    return found

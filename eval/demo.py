@@ -26,17 +26,15 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from eval.banks import fit_banks
+from eval.banks import arms, fit_banks
 from eval.datasets.easy_vqa import balanced, halves, majority_answers, minority, sample
 from eval.zoo import load
-from probes.arms import Arm, answer
+from probes.arms import answer
 from probes.outcomes import accuracy, gain
 from probes.replacement import envelope, run
 from probes.report import write_report
 from tccd import TCCD, CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
-from tccd.decoding.huggingface import centroid_erasure
-from tccd.decoding.streams import Erasure
 from tccd.inputs import encode
 
 MODELS = {
@@ -125,15 +123,9 @@ class Demo:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Right or not on a share of the choosing half: plain, shape (n,), and by setting, (settings, n)."""
         samples = sample(self.choosing, self.sizes.choose, self.seed)[share]
-        erasures: dict[tuple, Erasure] = {}
-        arms = []
-        for k, config in grid():
-            key = k, config.layer, config.alpha_interp
-            if key not in erasures:
-                erasures[key] = centroid_erasure(banks[k], config.layer or 0, config.alpha_interp)
-            arms.append(Arm(erasures[key], config))
-        tick = self.tick(f"{name}: try {len(arms)} settings, part {(share.start or 0) + 1}")
-        answers = answer(*self.zoo[name], samples, arms, batch_size=50, progress=tick)
+        tried = arms(banks, grid())
+        tick = self.tick(f"{name}: try {len(tried)} settings, part {(share.start or 0) + 1}")
+        answers = answer(*self.zoo[name], samples, tried, batch_size=50, progress=tick)
         return answers.clean_correct, answers.arms_correct
 
     def measure(self, name: str, bank: CentroidBank, config: TCCDConfig) -> Measured:
