@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +127,8 @@ class ModelIdentity:
         fingerprint: hash of a sample of every weight, rounded to bf16: the same whether a checkpoint
             is loaded in fp32 or bf16 (in fp16 too, if it was stored so). None where the weights are not
             readable (quantised or offloaded).
+        embedding: the same hash of the input embeddings and the final norm alone, which an engine that fuses or
+            packs the other weights (vLLM) keeps as they are. None where they are not readable.
     """
 
     model_id: str
@@ -134,6 +137,7 @@ class ModelIdentity:
     hidden_size: int
     num_layers: int
     fingerprint: str | None
+    embedding: str | None = None
 
 
 def identify(model: Any) -> ModelIdentity:
@@ -147,15 +151,33 @@ def identify(model: Any) -> ModelIdentity:
         model_type=str(model.config.model_type),
         hidden_size=decoder.hidden_size,
         num_layers=decoder.num_layers,
-        fingerprint=_fingerprint(decoder),
+        fingerprint=fingerprint(decoder.model.named_parameters()),
+        embedding=embedding_fingerprint(model.get_input_embeddings(), decoder.norm),
     )
 
 
-def _fingerprint(decoder: Decoder) -> str | None:
-    # Sampled and rounded to 8 bits of mantissa: cheap on a 70 B model, and the same for a checkpoint that was
-    # loaded in another precision.
+def embedding_fingerprint(embedding: nn.Module, norm: nn.Module, rows: int | None = None) -> str | None:
+    """Hash of a sample of the input embeddings and the final norm; None where they are not readable.
+
+    Args:
+        embedding: with a `weight` of shape (vocabulary, hidden).
+        norm: the decoder's final norm.
+        rows: the vocabulary's size where the engine pads the matrix.
+    """
+    weights = {"embedding": getattr(embedding, "weight", None), "norm": getattr(norm, "weight", None)}
+    if any(weight is None for weight in weights.values()):
+        return None
+    return fingerprint((name, weight[:rows] if name == "embedding" else weight) for name, weight in weights.items())
+
+
+def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Hash of a sample of every parameter, with its name; None where one is not readable.
+
+    Sampled and rounded to 8 bits of mantissa: cheap on a 70 B model, and the same for a checkpoint that was
+    loaded in another precision.
+    """
     digest = hashlib.sha256()
-    for name, parameter in decoder.model.named_parameters():
+    for name, parameter in parameters:
         if parameter.device.type == "meta" or not parameter.is_floating_point():
             return None
         sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)][:64]

@@ -150,7 +150,8 @@ class CentroidBank:
         """Make sure that the bank belongs to a model.
 
         Width and number of layers have to match. Then, where both sides know their hub revision, model id and
-        revision decide; else the fingerprint of the weights, where both have one; else the model id.
+        revision decide; else the fingerprint of the weights, where both have one; else that of the embeddings;
+        else the model id.
 
         Args:
             model: a transformers model, or its `ModelIdentity`.
@@ -174,6 +175,12 @@ class CentroidBank:
                 differ.append(
                     f"weights: bank {mine.model_id!r} with fingerprint {mine.fingerprint[:12]}, model "
                     f"{other.model_id!r} with {other.fingerprint[:12]}"
+                )
+        elif mine.embedding and other.embedding:
+            if mine.embedding != other.embedding:
+                differ.append(
+                    f"embeddings: bank {mine.model_id!r} with fingerprint {mine.embedding[:12]}, model "
+                    f"{other.model_id!r} with {other.embedding[:12]}"
                 )
         elif mine.model_id != other.model_id:
             differ.append(f"model id: bank {mine.model_id!r}, model {other.model_id!r}")

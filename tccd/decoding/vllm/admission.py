@@ -1,0 +1,101 @@
+"""The front end and the scheduler: requests without an image are refused, cached states are told apart."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from tccd.decoding.vllm import banks, metrics
+from tccd.decoding.vllm.settings import Settings, asked, settings, tail_start
+from tccd.modality import vision_token_ids
+
+VISION = ("image", "video", "vision_chunk")
+
+
+def install() -> None:
+    """Wrap request processing (front end) and block hashing (scheduler)."""
+    from vllm.v1.core import block_pool, kv_cache_utils
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    if getattr(InputProcessor.process_inputs, "tccd", False):
+        return
+    process = InputProcessor.process_inputs
+
+    @functools.wraps(process)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = process(self, *args, **kwargs)
+        params = request.sampling_params
+        found = settings(params.extra_args, banks.loaded()) if params is not None else None
+        if found is not None:
+            check(request, vision_token_ids(self.model_config.hf_config))
+            metrics.admitted(self.model_config.served_model_name)
+        return request
+
+    process_inputs.tccd = True  # type: ignore[attr-defined]
+    InputProcessor.process_inputs = process_inputs
+
+    original = kv_cache_utils.generate_block_hash_extra_keys
+    for module in (kv_cache_utils, block_pool):
+        module.generate_block_hash_extra_keys = functools.wraps(original)(functools.partial(_extra_keys, original))
+
+
+def check(request: Any, vision_ids: tuple[int, ...]) -> None:
+    """Make sure that TCCD means something for a request.
+
+    Raises:
+        VLLMValidationError: no image in the prompt, or a kind of request that was not tested.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    modalities = [feature.modality for feature in request.mm_features or ()]
+    if request.prompt_token_ids is None or request.prompt_embeds is not None:
+        raise VLLMValidationError("TCCD was not tested with prompt embeddings; send text and images")
+    if request.resumable:
+        raise VLLMValidationError("TCCD was not tested with streamed input; send the whole prompt")
+    if any(modality not in VISION for modality in modalities):
+        raise VLLMValidationError(f"TCCD was not tested with {', '.join(sorted(set(modalities) - set(VISION)))}")
+    if not modalities or tail_start(request.prompt_token_ids, vision_ids) is None:
+        raise VLLMValidationError(
+            "TCCD contrasts against the prompt's text after its last image, and this prompt has no image; send one, "
+            "or leave the tccd_* parameters out"
+        )
+
+
+def cache_key(found: Settings, tail: int) -> str:
+    """What the erased stream's cached states depend on beside tokens and images."""
+    digest = banks.loaded().digest(found.bank, found.layer)
+    return f"{digest}:{found.layer}:{found.config.alpha_interp!r}:{tail}"
+
+
+def _extra_keys(original: Callable, request: Any, start: int, end: int, mm_index: int) -> Any:
+    """Blocks with a text-tail token of a TCCD request hash to their own; those before it are everybody's."""
+    keys, following = original(request, start, end, mm_index)
+    key = _of(request)
+    if key is not None and end > key[0]:
+        keys = (*(keys or ()), ("tccd", key[1]))
+    return keys, following
+
+
+def _of(request: Any) -> tuple[int, str] | None:
+    """Where a scheduler's request has its tail, and its cache key; worked out once."""
+    known = getattr(request, "_tccd", False)
+    if known is not False:
+        return known
+    params, key = request.sampling_params, None
+    if params is not None and asked(params.extra_args):
+        found = settings(params.extra_args, banks.loaded())
+        tail = tail_start(request.prompt_token_ids or (), _vision_ids) if found else None
+        if found is not None and tail is not None:
+            key = tail, cache_key(found, tail)
+    request._tccd = key
+    return key
+
+
+_vision_ids: tuple[int, ...] = ()
+
+
+def set_vision_ids(ids: tuple[int, ...]) -> None:
+    """Tell the scheduler's process which token ids are vision."""
+    global _vision_ids
+    _vision_ids = ids

@@ -1,0 +1,113 @@
+"""What stops the engine before it loads anything: untested configurations, other versions, banks of another model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tccd.decoder import ModelIdentity
+from tccd.decoding.vllm.banks import Banks
+from tccd.errors import ConfigError, ModalityError, TCCDError, UnsupportedModelError
+from tccd.modality import vision_token_ids
+
+#: Releases of vLLM that the tests ran on, as (first, first that is too new).
+TESTED = ((0, 32), (0, 33))
+_WITHOUT = "Start vLLM without TCCD_BANK to go without TCCD"
+
+
+def check_version(found: str) -> None:
+    """Make sure that vLLM is of a tested release; its inside changes with every one.
+
+    Raises:
+        ConfigError: it is not; names the range.
+    """
+    release = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdigit())
+    if not TESTED[0] <= release < TESTED[1]:
+        low, high = (".".join(map(str, v)) for v in TESTED)
+        raise ConfigError(
+            f"TCCD was tested with vLLM >={low},<{high}, found {found}: install one of these. {_WITHOUT}"
+        )
+
+
+def check_config(config: Any) -> None:
+    """Refuse what was not tested, by name.
+
+    Args:
+        config: the engine's `VllmConfig`.
+
+    Raises:
+        UnsupportedModelError: names everything that was not tested.
+    """
+    model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
+    text = model.hf_text_config
+    layer_types = set(getattr(text, "layer_types", None) or ())
+    untested = {
+        "tensor parallelism": parallel.tensor_parallel_size > 1,
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "data parallelism": parallel.data_parallel_size > 1,
+        "expert parallelism": parallel.enable_expert_parallel,
+        "context parallelism": max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size)
+        > 1,
+        "microbatches (DBO)": parallel.enable_dbo or parallel.ubatch_size > 1,
+        "batch-sharded sampling": bool(parallel.enable_batch_sharded_sampling),
+        "speculative decoding": config.speculative_config is not None,
+        "LoRA": config.lora_config is not None,
+        "KV connectors": config.kv_transfer_config is not None or bool(cache.kv_offloading_size),
+        "encoder-cache connectors": config.ec_transfer_config is not None,
+        f"a {cache.cache_dtype} KV cache": cache.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
+        "KV-sharing fast prefill": cache.kv_sharing_fast_prefill,
+        "quantised weights": model.quantization is not None,
+        "weight offloading": config.offload_config.uva.cpu_offload_gb > 0
+        or config.offload_config.prefetch.offload_group_size > 0,
+        "MLA": model.use_mla,
+        "hybrid or state-space layers": model.is_hybrid or bool(layer_types - {"full_attention"}),
+        "sliding-window attention": bool(model.get_sliding_window()),
+        "attention that is not causal over images": model.is_mm_prefix_lm,
+        "encoder-decoder models": model.is_encoder_decoder,
+        "diffusion language models": model.is_diffusion,
+        "pooling models": model.runner_type != "generate",
+        "prompt embeddings": model.enable_prompt_embeds,
+        "a custom scheduler": config.scheduler_config.scheduler_cls is not None
+        and not _is_default(config.scheduler_config.scheduler_cls),
+        "mixtures of experts": model.is_moe,
+        "text-only models": not model.is_multimodal_model,
+    }
+    found = [name for name, there in untested.items() if there]
+    if found:
+        raise UnsupportedModelError(f"TCCD was not tested with {', '.join(found)}. {_WITHOUT}")
+    try:
+        vision_token_ids(model.hf_config)
+    except ModalityError as error:
+        raise UnsupportedModelError(f"{error}. {_WITHOUT}") from error
+
+
+def identity(config: Any) -> ModelIdentity:
+    """What is known of the model before its weights are."""
+    model = config.model_config
+    local = os.path.isdir(model.model)
+    return ModelIdentity(
+        model_id=os.path.basename(os.path.normpath(model.model)) if local else model.model,
+        revision=None if local else getattr(model.hf_config, "_commit_hash", None),
+        model_type=str(model.hf_config.model_type),
+        hidden_size=model.get_hidden_size(),
+        num_layers=model.get_total_num_hidden_layers(),
+        fingerprint=None,
+    )
+
+
+def check_banks(banks: Banks, model: ModelIdentity) -> None:
+    """Make sure that every bank belongs to the model.
+
+    Raises:
+        BankMismatchError: one does not; says which and why.
+    """
+    for name in banks.names:
+        try:
+            banks[name].check(model)
+        except TCCDError as error:
+            raise type(error)(f"bank {name!r}: {error}") from error
+
+
+def _is_default(scheduler: Any) -> bool:
+    name = scheduler if isinstance(scheduler, str) else f"{scheduler.__module__}.{scheduler.__qualname__}"
+    return name.startswith("vllm.v1.core.sched.")
