@@ -235,23 +235,26 @@ def _config(family: str, layers: int, window: int, text: dict[str, Any]) -> tupl
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
     marks = {"vision_start_token_id": START, "vision_end_token_id": END}
 
-    def rope(*section: int, **more: Any) -> dict[str, Any]:
-        return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(section), **more}
+    width = text["hidden_size"] // text["num_attention_heads"]
+
+    def rope(share: int = 1, **more: Any) -> dict[str, Any]:
+        sections = [width // 4 // share, *[width // 8 // share] * 2]
+        return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections, **more}
 
     if family == "qwen2_5_vl":
         del text["head_dim"]
-        text["rope_parameters"] = rope(4, 2, 2)
+        text["rope_parameters"] = rope()
         vision = {**grid_tower, "window_size": 16, "fullatt_block_indexes": [1]}
         config: Any = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids, **marks, **common)
         return "Qwen2_5_VLForConditionalGeneration", config
     if family == "qwen3_vl":
-        text["rope_parameters"] = rope(4, 2, 2, mrope_interleaved=True)
+        text["rope_parameters"] = rope(mrope_interleaved=True)
         vision = {**grid_tower, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
         config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **ids, **marks, **common)
         return "Qwen3VLForConditionalGeneration", config
     if family == "glm4v":
         del text["head_dim"]
-        text["rope_parameters"] = rope(2, 1, 1, partial_rotary_factor=0.5)
+        text["rope_parameters"] = rope(2, partial_rotary_factor=0.5)
         markers = {"image_start_token_id": START, "image_end_token_id": END}
         videos = {"video_start_token_id": FAKE, "video_end_token_id": ROW_MARK}
         vision = {**grid_tower, "image_size": 16}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,3 +98,34 @@ def prompt(
         "pixel_values": pixels.to(model.dtype),
         "image_grid_thw": torch.tensor([grid] * batch),
     }
+
+
+def save_for_serving(model: Any, folder: Path) -> None:
+    """Write a `random_qwen` with a tokenizer of one word a token and its image processor, as a server loads it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    names = {IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>", START: "<|vision_start|>", END: "<|vision_end|>"}
+    size = model.config.get_text_config().vocab_size
+    vocabulary = {names.get(i, f"w{i}"): i for i in range(size)}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="w0",
+        pad_token="w0",
+        eos_token="w1",
+        extra_special_tokens={"image_token": names[IMAGE], "video_token": names[VIDEO]},
+        additional_special_tokens=[names[START], names[END]],
+    )
+    vision = model.config.vision_config
+    sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+    limits = {"shortest_edge": 1, "longest_edge": 2**24}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(**sizes, size=limits),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**sizes),
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -23,13 +23,19 @@ def install() -> None:
     process = InputProcessor.process_inputs
 
     @functools.wraps(process)
-    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request = process(self, *args, **kwargs)
-        params = request.sampling_params
-        found = settings(params.extra_args, banks.loaded()) if params is not None else None
-        if found is not None:
-            check(request, vision_token_ids(self.model_config.hf_config))
-            metrics.admitted(self.model_config.served_model_name)
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        extra = getattr(params, "extra_args", None)
+        if not asked(extra):
+            return process(self, request_id, prompt, params, *args, **kwargs)
+        request = None
+        try:
+            request = process(self, request_id, prompt, params, *args, **kwargs)
+            if settings(extra, banks.loaded()) is not None:
+                check(request, vision_token_ids(self.model_config.hf_config))
+                metrics.admitted(self.model_config.served_model_name)
+        except Exception:
+            _forget_images(self.renderer.mm_processor_cache, prompt, request)
+            raise
         return request
 
     process_inputs.tccd = True  # type: ignore[attr-defined]
@@ -38,6 +44,20 @@ def install() -> None:
     original = kv_cache_utils.generate_block_hash_extra_keys
     for module in (kv_cache_utils, block_pool):
         module.generate_block_hash_extra_keys = functools.wraps(original)(functools.partial(_extra_keys, original))
+
+
+def _forget_images(cache: Any, prompt: Any, request: Any) -> None:
+    """Drop a refused request's images from the front end's shadow of the engine's cache.
+
+    They were noted there when the prompt was rendered, but never reach the engine: the next request with the
+    same image would be sent without it.
+    """
+    hashes = [feature.mm_hash for feature in (request.mm_features or ())] if request is not None else []
+    if isinstance(prompt, dict):
+        hashes += [one for held in (prompt.get("mm_hashes") or {}).values() for one in held]
+    for one in hashes if cache is not None else ():
+        if one is not None:
+            cache.invalidate(one)
 
 
 def check(request: Any, vision_ids: tuple[int, ...]) -> None:

