@@ -240,7 +240,7 @@ def result(pool: Workers, sizes: Sizes, seed: int) -> dict[str, Any]:
         "tccd": {},
         "examples": [],
         "items": {},
-        "cost_items": {name: found[name][1]["items"][name] for name in MODELS},
+        "questions": {name: found[name][1]["questions"][name] for name in MODELS},
     }
     chosen_on = {"model": "competing"} | gain(plain, contrasted[best])
     settings = {"chosen_with": "competing", "k": k} | asdict(config)

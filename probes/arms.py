@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from probes.scoring import Scorer, Target, targets
+from probes.blind import withheld
+from probes.generation import generate
+from probes.journal import Journal
+from probes.scoring import Scorer, Target, longest, targets
+from probes.streams import encode_samples, run_streams
 from tccd.data import Sample
-from tccd.decoder import find_decoder
+from tccd.decoder import Decoder, find_decoder
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import contrast
 from tccd.decoding.streams import Erasure
-from tccd.decoding.twin import Session, Step
-from tccd.inputs import encode
-
-#: Streams of one forward hold at most about this many columns for each clean one; attention pays their square.
-COLUMNS = 4.0
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,30 @@ class Arm:
 
 @dataclass(frozen=True)
 class Answers:
-    """Token ids answered, and what would be right.
+    """What was answered, as numbers of words, and what would be right.
 
     Attributes:
         samples: the samples, in the order of the columns below.
-        scorer: token id -> word.
-        answer: right token ids, shape (n,).
+        goals: how each was scored.
+        scorer: which tokens stood for which label.
+        words: the answers by number.
+        answer: right answers, shape (n,).
         clean: answers of the clean stream, shape (n,).
         arms: answers by arm, shape (arms, n).
+        blind: answers of the clean stream to the withheld image, shape (n,); None where it was not asked.
+        displacement: by arm the mean norm of what replacement moved a position's state by, shape (arms,); not
+            a number for an arm that no position was replaced for.
     """
 
     samples: list[Sample]
+    goals: list[Target]
     scorer: Scorer
+    words: list[str]
     answer: np.ndarray
     clean: np.ndarray
     arms: np.ndarray
+    blind: np.ndarray | None
+    displacement: np.ndarray
 
     @property
     def clean_correct(self) -> np.ndarray:
@@ -64,18 +74,54 @@ class Answers:
         """Boolean, shape (arms, n)."""
         return self.arms == self.answer
 
+    def texts(self, numbers: np.ndarray) -> list[str]:
+        """The words of some of the numbers above."""
+        return [self.words[number] for number in numbers.tolist()]
 
-class _Collector(Session):
-    """Keeps the next-token logits of every stream."""
 
-    clean: Tensor
-    erased: list[Tensor]
+@dataclass(frozen=True)
+class _Asker:
+    """What all chunks of one run share."""
 
-    def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
-        self.clean = clean[:, -1]
-        # A stream that owns no column of the longest row is the clean one.
-        self.erased = [e[:, -1] if e.shape[1] else clean[:, -1] for e in erased]
-        return clean
+    decoder: Decoder
+    processor: Any
+    scorer: Scorer
+    arms: Sequence[Arm]
+    erasures: list[Erasure]
+    blind: bool
+    max_new_tokens: int
+
+    def ask(self, samples: Sequence[Sample], goals: Sequence[Target]) -> dict[str, Any]:
+        """One chunk's answers as the journal keeps them: words, and sums of displacements by erasure."""
+        images = [s.image for s in samples]
+        inputs = self._encode(samples, images)
+        streams = run_streams(self.decoder, inputs, self.erasures)
+        index = {id(erasure): i for i, erasure in enumerate(self.erasures)}
+        text = [i for i, goal in enumerate(goals) if goal.is_generated]
+        token = [i for i, goal in enumerate(goals) if not goal.is_generated]
+        open_ones = [samples[i] for i in text]
+        asked = self._encode(open_ones, [images[i] for i in text]) if text else {}
+
+        def answers(logits: Tensor, **door: Any) -> list[str]:
+            words = dict(zip(token, self.scorer.read([goals[i] for i in token], logits[token]), strict=True))
+            if text:
+                new = generate(self.processor, self.decoder, asked, self.max_new_tokens, **door)
+                words |= dict(zip(text, new, strict=True))
+            return [words[i] for i in range(len(goals))]
+
+        chunk: dict[str, Any] = {"clean": answers(streams.clean), "arms": []}
+        for arm in self.arms:
+            erased = streams.erased[index[id(arm.erasure)]]
+            logits = erased if arm.config is None else contrast(streams.clean, erased, arm.config)[0]
+            chunk["arms"].append(answers(logits, erasure=arm.erasure, config=arm.config))
+        if self.blind:
+            grey = [withheld(image) for image in images]
+            asked = self._encode(open_ones, [grey[i] for i in text]) if text else {}
+            chunk["blind"] = answers(run_streams(self.decoder, self._encode(samples, grey), ()).clean)
+        return chunk | {"moved": streams.moved, "replaced": streams.replaced}
+
+    def _encode(self, samples: Sequence[Sample], images: Sequence[Image]) -> dict[str, Any]:
+        return encode_samples(self.decoder.model, self.processor, samples, images)
 
 
 @torch.no_grad()
@@ -86,9 +132,11 @@ def answer(
     arms: Sequence[Arm],
     *,
     batch_size: int = 32,
+    blind: bool = False,
+    journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Answers:
-    """Answer every sample cleanly and by every arm, from the next token after the prompt.
+    """Answer every sample cleanly and by every arm.
 
     Args:
         model: a vision-language model in eval mode.
@@ -96,58 +144,44 @@ def answer(
         samples: questions with answers.
         arms: what to compare with the clean stream.
         batch_size: samples a forward.
+        blind: whether the clean stream is asked with the image withheld too.
+        journal: keeps what is done, and knows what was done before.
         progress: called with (samples done, samples in all).
 
     Raises:
-        DataError: no sample, or one that can't be scored.
+        DataError: no sample, one that can't be scored, or an image that can't be read.
         UnsupportedModelError: the engine is not exact for this model.
     """
-    scorer, wanted = targets(processor, samples)
-    decoder = find_decoder(model)
+    scorer, goals = targets(processor, samples)
     erasures = list({id(arm.erasure): arm.erasure for arm in arms}.values())
-    clean = np.zeros(len(samples), dtype=np.int64)
-    picked = np.zeros((len(arms), len(samples)), dtype=np.int64)
+    limit = longest(scorer, samples, goals)
+    asker = _Asker(find_decoder(model), processor, scorer, arms, erasures, blind, limit)
+    numbers: dict[str, int] = {}
+    # Words are kept as numbers: thousands of arms over thousands of samples are a few MB so.
+    found = np.zeros((2 + len(arms), len(samples)), dtype=np.int32)
+    sums = np.zeros((2, len(erasures)))
     for start in range(0, len(samples), batch_size):
         rows = slice(start, min(start + batch_size, len(samples)))
-        chunk, goals = samples[rows], wanted[rows]
-        inputs = encode(processor, [[s.image] for s in chunk], [s.prompt for s in chunk]).to(model.device)
-        inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-        for group in _groups(erasures) or [[]]:
-            session = _Collector(decoder, tuple(group))
-            if group:
-                with session.active():
-                    model(**inputs, use_cache=False, logits_to_keep=1)
-                plain = session.clean
-            else:
-                plain = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
-            clean[rows] = _pick(plain, goals)
-            for i, arm in enumerate(arms):
-                at = next((j for j, erasure in enumerate(group) if erasure is arm.erasure), None)
-                if at is not None:
-                    erased = session.erased[at]
-                    logits = erased if arm.config is None else contrast(plain, erased, arm.config)[0]
-                    picked[i, rows] = _pick(logits, goals)
+        ask = partial(asker.ask, samples[rows], goals[rows])
+        chunk = ask() if journal is None else journal.chunk(start, ask)
+        spoken = (chunk["clean"], chunk.get("blind") or chunk["clean"], *chunk["arms"])
+        for row, words in zip(found, spoken, strict=True):
+            row[rows] = [numbers.setdefault(word, len(numbers)) for word in words]
+        sums += np.array([chunk["moved"], chunk["replaced"]])
         if progress is not None:
             progress(rows.stop, len(samples))
-    return Answers(list(samples), scorer, np.array([g.answer for g in wanted]), clean, picked)
-
-
-def _pick(logits: Tensor, goals: Sequence[Target]) -> list[int]:
-    logits = logits.float().cpu()
-    if all(goal.choices is None for goal in goals):
-        return logits.argmax(-1).tolist()
-    return [goal.pick(row) for goal, row in zip(goals, logits, strict=True)]
-
-
-def _groups(erasures: Sequence[Erasure]) -> list[list[Erasure]]:
-    """Erasures that share a forward: a text stream has few columns, a vision stream nearly all of them."""
-    groups: list[list[Erasure]] = []
-    room = 0.0
-    for erasure in sorted(erasures, key=lambda e: (e.modality, e.layer)):
-        columns = 0.15 if erasure.modality == "text" and erasure.segment != "system" else 1.0
-        if columns > room:
-            groups.append([])
-            room = COLUMNS
-        groups[-1].append(erasure)
-        room -= columns
-    return groups
+    right = np.array([numbers.setdefault(goal.answer, len(numbers)) for goal in goals], dtype=np.int32)
+    with np.errstate(invalid="ignore"):
+        mean = sums[0] / sums[1]
+    at = {id(erasure): i for i, erasure in enumerate(erasures)}
+    return Answers(
+        samples=list(samples),
+        goals=goals,
+        scorer=scorer,
+        words=list(numbers),
+        answer=right,
+        clean=found[0],
+        arms=found[2:],
+        blind=found[1] if blind else None,
+        displacement=np.array([mean[at[id(arm.erasure)]] for arm in arms]),
+    )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tccd.cli.console import AsJson, output, print_json, progress
+from probes.cli_reports import advise, compare
+from probes.cli_tables import show
+from tccd.cli.console import AsJson, print_json, progress
+from tccd.cli.generate import Gate
 from tccd.cli.options import (
     BatchSize,
     Columns,
@@ -25,6 +28,8 @@ from tccd.cli.options import (
     TrustRemoteCode,
     parse_columns,
     parse_layers,
+    parse_numbers,
+    parse_segments,
 )
 from tccd.errors import ConfigError
 
@@ -32,6 +37,10 @@ if TYPE_CHECKING:
     from tccd.centroids.bank import CentroidBank
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app.command()(advise)
+app.command()(compare)
+
+_GRID = "Grid: every combination is measured"
 
 
 @app.callback()
@@ -41,7 +50,9 @@ def probe() -> None:
     \b
     Examples:
       tccd probe replacement --model ./model --bank bank.safetensors \\
-        --data easy-vqa --out report
+        --data easy-vqa --alphas 0,0.4 --alpha-cd 0.5,1 --out report
+      tccd probe advise report
+      tccd probe compare report other-report --out compared
     """
 
 
@@ -58,14 +69,60 @@ def replacement(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Layers to erase at, as in text=12,vision=16; all layers of the bank by default.",
+            help="Layers to erase at, as in 4,8,12 or text=12,vision=16; by default all of the bank that have "
+            "one above them.",
+            rich_help_panel=_GRID,
         ),
     ] = None,
+    alphas: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Values of alpha_interp, what erasure keeps: 0 nothing, 1 all.",
+            rich_help_panel=_GRID,
+        ),
+    ] = "0",
+    segments: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="text: all (the tail), question, options, system; vision: tokens, span. "
+            "As in text=all,question,vision=tokens; the first of each by default.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    alpha_cd: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Measure TCCD too, with these strengths of the contrast; none by default.",
+            rich_help_panel=_GRID,
+        ),
+    ] = "",
+    beta: Annotated[
+        str, typer.Option(metavar="LIST", help="Plausibilities of TCCD; 0 is off.", rich_help_panel=_GRID)
+    ] = "0",
+    gate: Annotated[
+        Gate | None,
+        typer.Option(help="Measure TCCD with this gate too, beside none.", rich_help_panel=_GRID),
+    ] = None,
+    gate_threshold: Annotated[
+        str, typer.Option(metavar="LIST", help="Thresholds of the gate.", rich_help_panel=_GRID)
+    ] = "0.5",
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Beside each cell of the lowest alpha: a random direction of equal norm, a random centroid, "
+            "text and vision with doses matched, and erasure that spares the answer's position.",
+            rich_help_panel=_GRID,
+        ),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was cut short, with the same settings.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask, at most; drawn by the seed.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 42,
-    alpha_interp: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="What erasure keeps: 0 nothing, 1 all.")
-    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw, and of the controls.")] = 42,
     prompt: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="Asked about every image instead of the data's prompts."),
@@ -84,27 +141,47 @@ def replacement(
 
     \b
     Writes report.json and a self-contained report.html. With --json, prints
-    the cells of the report.
+    the report's cells, controls, TCCD cells, protocols and ratio. Beside
+    every accuracy stands that of the same questions with the image withheld.
+
+    \b
+    Choices are scored by the next token, and so are open answers of one
+    token; longer ones are generated and matched exactly. What is done is kept
+    in DIR/unfinished until the report is written, for --resume.
 
     \b
     Examples:
       tccd probe replacement --model ./model --bank bank.safetensors \\
         --data easy-vqa --limit 2000 --out report
       tccd probe replacement --model owner/name --bank bank.safetensors \\
-        --data questions.jsonl --layers text=12,vision=16 --out report --json
+        --data questions.jsonl --layers text=12,vision=16 \\
+        --alphas 0,0.2,0.4 --alpha-cd 0.5,1,2 --controls --out report --json
     """
     choice = parse_layers("all" if layers is None else layers)
     columns = parse_columns(column)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; expected a folder for report.json and report.html")
 
+    from probes.grid import Grid
+    from probes.journal import FOLDER, discard
     from probes.replacement import run
     from probes.report import write_report
     from tccd.centroids.bank import CentroidBank
     from tccd.cli.model import load_model
     from tccd.data import load_samples
 
-    banks = [CentroidBank.load(file) for file in bank]
+    banks = {name: CentroidBank.load(file) for name, file in _names(bank).items()}
+    grid = Grid(
+        layers=_layers(choice, banks.values()),
+        alphas=parse_numbers(alphas, "--alphas"),
+        segments=parse_segments(segments),
+        alpha_cd=parse_numbers(alpha_cd, "--alpha-cd"),
+        beta=parse_numbers(beta, "--beta"),
+        gate=gate.value if gate else None,
+        gate_thresholds=parse_numbers(gate_threshold, "--gate-threshold"),
+        controls=controls,
+        seed=seed,
+    )
     samples = load_samples(
         data, split=split, limit=limit, seed=seed, revision=data_revision, prompt=prompt, columns=columns
     )
@@ -115,9 +192,10 @@ def replacement(
             loaded.processor,
             samples,
             banks,
-            layers=_layers(choice, banks),
-            alpha_interp=alpha_interp,
+            grid,
             batch_size=batch_size,
+            journal=out / FOLDER,
+            resume=resume,
             progress=partial(report, "ask"),
         )
     result["config"] |= {
@@ -128,41 +206,35 @@ def replacement(
         "split": samples.split,
         "data_revision": samples.revision,
         "limit": limit,
-        "seed": seed,
         "prompt": prompt,
         "device": str(loaded.model.device),
         "dtype": str(loaded.model.dtype),
         "batch_size": batch_size,
     }
     files = write_report(result, out)
+    discard(out / FOLDER)
     if as_json:
-        print_json({"cells": result["cells"], "files": [str(file) for file in files]})
+        parts = ("models", "cells", "controls", "ratio", "tccd_cells", "protocols")
+        shown = {part: result[part] for part in parts if part in result}
+        print_json(shown | {"files": [str(file) for file in files]})
     else:
-        _show(result["cells"], files)
+        show(result, files)
 
 
-def _layers(choice: LayerChoice, banks: Sequence[CentroidBank]) -> dict[str, tuple[int, ...]]:
-    """The layers asked for; where all were, those that every bank holds."""
+def _names(files: Sequence[Path]) -> dict[str, Path]:
+    """What the report calls each bank: its file's name where that tells them apart."""
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        names = [str(file) for file in files]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--bank: {', '.join(names)}; expected each bank once")
+    return dict(zip(names, files, strict=True))
+
+
+def _layers(choice: LayerChoice, banks: Collection[CentroidBank]) -> dict[str, tuple[int, ...]]:
+    """The layers asked for; where all were, those that every bank holds and that have a layer above them."""
     settled: dict[str, tuple[int, ...]] = {}
     for modality, layers in choice.items():
-        held = [set(bank.layers(modality)) for bank in banks]
+        held = [set(bank.layers(modality)) - {bank.model.num_layers - 1} for bank in banks]
         settled[modality] = tuple(sorted(set.intersection(*held))) if layers is None else layers
     return settled
-
-
-def _show(cells: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
-    from rich.table import Table
-
-    table = Table("Modality", "Layer", "K", "n", "Baseline", "Accuracy", "Cost", "95 % interval", "p")
-    for cell in cells:
-        low, high = cell["ci95"]
-        table.add_row(
-            *(str(cell[name]) for name in ("modality", "layer", "k", "n")),
-            *(f"{100 * cell[name]:.1f}" for name in ("baseline", "accuracy", "cost")),
-            f"{100 * low:.1f} to {100 * high:.1f}",
-            f"{cell['p_value']:.2g}",
-        )
-    console = output()
-    console.print(table)
-    for file in files:
-        console.print(str(file), markup=False, soft_wrap=True)

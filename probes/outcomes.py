@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from probes.statistics import difference_interval, mcnemar, paired_difference, wilson
+
+SHOWN, OTHERS = 20, "(other answers)"
 
 
 def accuracy(correct: np.ndarray) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def cost(clean: np.ndarray, erased: np.ndarray, tasks: Sequence[str]) -> dict[st
     """
     return _cost(clean, erased) | {
         "p_value": mcnemar(clean, erased).p_value,
-        "by_task": [{"task": task} | _cost(clean[at], erased[at]) for task, at in _by_task(tasks)],
+        "by_task": [{"task": task} | _cost(clean[at], erased[at]) for task, at in by_task(tasks)],
     }
 
 
@@ -40,24 +43,48 @@ def gain(plain: np.ndarray, contrasted: np.ndarray, tasks: Sequence[str] = ()) -
         plain, contrasted: right or not, boolean, shape (n,).
         tasks: each item's task; none for no table by task.
     """
-    n, helped, harmed = len(plain), int((~plain & contrasted).sum()), int((plain & ~contrasted).sum())
-    block: dict[str, Any] = {
-        "n": n,
-        "baseline": float(plain.mean()),
-        "accuracy": float(contrasted.mean()),
-        "delta": float(contrasted.mean() - plain.mean()),
-        "ci95": list(difference_interval(helped, harmed, n)),
+    helped, harmed = int((~plain & contrasted).sum()), int((plain & ~contrasted).sum())
+    block = _gain(plain, contrasted) | {
         "p_value": mcnemar(plain, contrasted).p_value,
         "helped": helped,
         "harmed": harmed,
     }
     if len(tasks):
-        block["by_task"] = [
-            {"task": task, "n": int(at.sum()), "baseline": float(plain[at].mean())}
-            | {"accuracy": float(contrasted[at].mean())}
-            for task, at in _by_task(tasks)
-        ]
+        block["by_task"] = [{"task": task} | _gain(plain[at], contrasted[at]) for task, at in by_task(tasks)]
     return block
+
+
+def labels(answers: Sequence[str]) -> dict[str, Any]:
+    """How often each answer was given, the most frequent first, and the entropy of that in bits: 0 where a
+    collapse leaves one answer.
+
+    Of open answers the `SHOWN` most frequent are named; the others are counted together.
+
+    Example:
+        >>> labels(["yes", "no", "yes", "no"])
+        {'counts': {'no': 2, 'yes': 2}, 'entropy': 1.0}
+    """
+    counts = Counter(answers)
+    share = np.array(sorted(counts.values())) / len(answers)
+    entropy = float(-(share * np.log2(share)).sum())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ordered[SHOWN:])
+    return {"counts": dict(ordered[:SHOWN]) | ({OTHERS: rest} if rest else {}), "entropy": abs(entropy)}
+
+
+def bits(right: np.ndarray) -> str:
+    """Outcomes as a string of 0 and 1.
+
+    Args:
+        right: boolean, shape (n,).
+    """
+    return "".join("1" if one else "0" for one in right.tolist())
+
+
+def by_task(tasks: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+    """Each task and which items are its, boolean of shape (n,); in the order of the alphabet."""
+    names = np.array(tasks)
+    return [(task, names == task) for task in sorted(set(names.tolist()))]
 
 
 def _cost(clean: np.ndarray, erased: np.ndarray) -> dict[str, Any]:
@@ -65,6 +92,12 @@ def _cost(clean: np.ndarray, erased: np.ndarray) -> dict[str, Any]:
     return {"n": d.n, "baseline": d.baseline, "accuracy": d.other, "cost": d.cost, "ci95": [d.low, d.high]}
 
 
-def _by_task(tasks: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    names = np.array(tasks)
-    return [(task, names == task) for task in sorted(set(names.tolist()))]
+def _gain(plain: np.ndarray, contrasted: np.ndarray) -> dict[str, Any]:
+    n, helped, harmed = len(plain), int((~plain & contrasted).sum()), int((plain & ~contrasted).sum())
+    return {
+        "n": n,
+        "baseline": float(plain.mean()),
+        "accuracy": float(contrasted.mean()),
+        "delta": float(contrasted.mean() - plain.mean()),
+        "ci95": list(difference_interval(helped, harmed, n)),
+    }

@@ -9,121 +9,239 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probes.arms import Answers, Arm, answer
-from probes.outcomes import accuracy, cost
-from probes.statistics import paired_bootstrap_ratio
+from probes.blind import BLIND, MAJORITY, majority
+from probes.examples import flips
+from probes.fingerprint import fingerprint
+from probes.grid import Cell, Grid, Plan, opposite, plan
+from probes.journal import Journal
+from probes.outcomes import accuracy, bits, by_task, cost, gain, labels
+from probes.protocols import protocols
+from probes.report.schema import SCHEMA
+from probes.scoring import describe as describe_scoring
+from probes.statistics import holm, paired_bootstrap_ratio
+from probes.streams import encode_samples, run_streams
 from tccd.centroids.bank import CentroidBank
 from tccd.data import Sample
-from tccd.decoder import identify
-from tccd.decoding.huggingface import centroid_erasure
-from tccd.errors import ConfigError
-from tccd.modality import MODALITIES, Modality
+from tccd.decoder import find_decoder, identify
 
-Cell = tuple[Modality, int, CentroidBank]
+#: Samples, evenly spaced, that doses are measured on before they are matched.
+DOSE_SAMPLES = 128
 
 
 def run(
     model: Any,
     processor: Any,
     samples: Sequence[Sample],
-    bank: CentroidBank | Sequence[CentroidBank],
+    bank: CentroidBank | Sequence[CentroidBank] | Mapping[str, CentroidBank],
+    grid: Grid | None = None,
     *,
-    layers: Mapping[str, Sequence[int]] | None = None,
-    alpha_interp: float = 0.0,
     name: str | None = None,
     batch_size: int = 32,
+    examples: int = 6,
+    journal: Path | None = None,
+    resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure text and vision centroid cost by layer.
+    """Measure text and vision centroid cost over a grid, with a blind baseline beside it.
 
     Args:
         model: a vision-language model in eval mode.
         processor: its processor.
         samples: questions with answers.
-        bank: centroids fitted for the model; several banks give several K.
-        layers: modality -> layers to erase at; None takes all that every bank holds.
-        alpha_interp: what erasure keeps of a state's offset from its centroid; 0 is full collapse.
+        bank: centroids fitted for the model; several, or several by name, are all measured.
+        grid: what to measure; by default full collapse at every layer that all banks hold.
         name: what the report calls the model; its id when None.
         batch_size: samples a forward.
+        examples: items shown whose answer an erasure flips, at most.
+        journal: folder that keeps what is done, so that a killed run can be resumed. It is still there when the
+            run is finished: `probes.journal.discard` it once the report is written.
+        resume: go on with what the journal holds.
         progress: called with (samples done, samples in all).
 
     Returns:
-        A result of the schema that `probes.report` writes, with `cells`, `models`, `ratio` and `items`.
+        A result of the schema that `probes.report` writes.
 
     Raises:
-        ConfigError: no cell to measure, or a layer that a bank does not hold.
-        BankMismatchError: a bank was fitted for another model.
-        DataError: no sample, or one that can't be scored.
+        ConfigError: no cell to measure, or a journal of other settings, or one though resume is off.
+        BankMismatchError: a bank was fitted for another model, or lacks a layer.
+        DataError: no sample, one that can't be scored, one answer only, or an image that can't be read.
     """
-    banks = [bank] if isinstance(bank, CentroidBank) else list(bank)
-    cells = _cells(model, banks, layers)
-    arms = [Arm(centroid_erasure(b, layer, alpha_interp, modality)) for modality, layer, b in cells]
-    answers = answer(model, processor, samples, arms, batch_size=batch_size, progress=progress)
+    grid = Grid() if grid is None else grid
+    banks = _named(bank)
+    found = plan(model, banks, grid, lambda arms: _doses(model, processor, samples, arms, batch_size))
+    kept = None
+    if journal is not None:
+        settings = fingerprint(model, samples, banks) | {"grid": grid.describe(), "batch_size": batch_size}
+        kept = Journal(journal, settings, resume=resume)
+    answers = answer(
+        model, processor, samples, found.arms, batch_size=batch_size, blind=True, journal=kept, progress=progress
+    )
     name = name or identify(model).model_id
-    tasks = [s.task or "all" for s in answers.samples]
-    rows = [
-        {"model": name, "modality": modality, "layer": layer, "k": len(b.centroids(modality, layer))}
-        | {"alpha_interp": alpha_interp, "segment": "all" if modality == "text" else "tokens"}
-        | cost(answers.clean_correct, answers.arms_correct[index], tasks)
-        for index, (modality, layer, b) in enumerate(cells)
-    ]
-    return envelope(f"Centroid cost of {name}", config={"alpha_interp": alpha_interp}) | {
-        "models": {name: describe(model, answers)},
-        "cells": rows,
-        "ratio": ratio(name, rows, answers),
-        "items": {name: items(answers)},
-    }
+    result = envelope(f"Centroid cost of {name}", grid.describe())
+    result["config"]["scoring"] = describe_scoring(answers.scorer, answers.goals, answers.samples)
+    rows = _rows(name, found, answers)
+    result |= {"models": {name: describe(model, answers)}, **rows, "ratio": ratio(name, found, answers)}
+    if rows["tccd_cells"]:
+        result["protocols"] = {name: protocols(rows["tccd_cells"])}
+    result["examples"] = flips(name, _headline(found), answers, examples)
+    result["questions"] = {name: questions(answers)}
+    return result
 
 
-def ratio(name: str, rows: Sequence[Mapping[str, Any]], answers: Answers) -> dict[str, Any]:
-    """Asymmetry ratio, text cost over vision cost, at the middle layer that both modalities were erased at.
+def _named(bank: CentroidBank | Sequence[CentroidBank] | Mapping[str, CentroidBank]) -> dict[str, CentroidBank]:
+    if isinstance(bank, CentroidBank):
+        return {"bank": bank}
+    if isinstance(bank, Mapping):
+        return dict(bank)
+    return {f"bank {number}" if len(bank) > 1 else "bank": one for number, one in enumerate(bank, 1)}
 
-    Chosen by position and not by outcome. Images are resampled, since questions about one image go together.
+
+def _rows(name: str, found: Plan, answers: Answers) -> dict[str, list[dict[str, Any]]]:
+    """The report's cells, controls and TCCD cells, each list's p-values adjusted over it."""
+    tasks = _tasks(answers)
+    right, moved = answers.arms_correct, answers.displacement
+
+    def told(arm: int) -> dict[str, Any]:
+        return {"labels": labels(answers.texts(answers.arms[arm])), "right": bits(right[arm])}
+
+    def erased(cell: Cell, arm: int) -> dict[str, Any]:
+        dose = {"displacement": None if np.isnan(moved[arm]) else float(moved[arm])}
+        return {"model": name} | asdict(cell) | cost(answers.clean_correct, right[arm], tasks) | dose | told(arm)
+
+    cells = [erased(cell, arm) for arm, cell in enumerate(found.cells)]
+    controls = []
+    for arm, control in enumerate(found.controls, len(cells)):
+        block = {"kind": control.kind, "cell": control.of} | erased(control.cell, arm)
+        controls.append(block | ({} if control.against is None else {"against": control.against}))
+    contrasts = []
+    for arm, setting in enumerate(found.settings, len(cells) + len(controls)):
+        config = {key: value for key, value in asdict(setting.config).items() if key != "tokens"}
+        block = {"model": name, "bank": setting.bank, "k": setting.k} | config
+        contrasts.append(block | gain(answers.clean_correct, right[arm], tasks) | told(arm))
+    rows = {"cells": cells, "controls": controls, "tccd_cells": contrasts}
+    for part in rows.values():
+        for row, adjusted in zip(part, holm([row["p_value"] for row in part]).tolist(), strict=True):
+            row["p_holm"] = adjusted
+    return rows
+
+
+def _headline(found: Plan) -> tuple[int, int] | None:
+    """Numbers of the text and the vision cell whose costs are compared: the middle pair of the first bank, of the
+    lowest alpha and the first segments. Chosen by position and not by outcome.
     """
-    by_place: dict[tuple[int, int], dict[str, int]] = {}
-    for index, row in enumerate(rows):
-        by_place.setdefault((row["layer"], row["k"]), {})[row["modality"]] = index
-    places = sorted(place for place, found in by_place.items() if len(found) == len(MODALITIES))
-    if not places:
+    lowest = min(cell.alpha_interp for cell in found.cells)
+    first = {cell.modality: cell.segment for cell in reversed(found.cells)}
+    bank = found.cells[0].bank
+    chosen = [
+        i
+        for i, cell in enumerate(found.cells)
+        if (cell.bank, cell.alpha_interp, cell.segment) == (bank, lowest, first[cell.modality])
+    ]
+    pairs = opposite([found.cells[i] for i in chosen])
+    if not pairs:
+        return None
+    text, vision = pairs[len(pairs) // 2]
+    return chosen[text], chosen[vision]
+
+
+def ratio(name: str, found: Plan, answers: Answers) -> dict[str, Any]:
+    """Asymmetry ratio, text cost over vision cost, of the headline's cells; again with doses matched, where the
+    run has that control.
+
+    Images are resampled, since questions about one image go together.
+    """
+    pair = _headline(found)
+    if pair is None:
         return {}
-    middle = places[len(places) // 2]
-    found = by_place[middle]
+    text, vision = (found.cells[i] for i in pair)
+    block: dict[str, Any] = {"layer": text.layer, "k": text.k, "alpha_interp": text.alpha_interp}
+    if vision.layer != text.layer:
+        block["vision_layer"] = vision.layer
+    block |= _estimate(answers, *pair)
+    for arm, control in enumerate(found.controls, len(found.cells)):
+        if control.kind == "dose-matched" and {control.of, control.against} == set(pair):
+            matched = [arm if control.of == i else i for i in pair]
+            block["dose_matched"] = _estimate(answers, *matched)
+    return {name: block}
+
+
+def _estimate(answers: Answers, text: int, vision: int) -> dict[str, Any]:
     estimate = paired_bootstrap_ratio(
         answers.clean_correct,
-        answers.arms_correct[found["text"]],
-        answers.arms_correct[found["vision"]],
+        answers.arms_correct[text],
+        answers.arms_correct[vision],
         clusters=np.array([s.image_id for s in answers.samples]),
     )
     interval = None if estimate.low is None else [estimate.low, estimate.high]
-    return {
-        name: {"layer": middle[0], "k": middle[1], "ratio": estimate.value, "ci95": interval}
-        | {"reason": estimate.reason}
-    }
+    return {"ratio": estimate.value, "ci95": interval, "reason": estimate.reason}
+
+
+def _doses(
+    model: Any, processor: Any, samples: Sequence[Sample], arms: Sequence[Arm], batch_size: int
+) -> list[float]:
+    """The mean norm by which each arm moves a state, on evenly spaced samples."""
+    decoder = find_decoder(model)
+    taken = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, DOSE_SAMPLES).round().astype(int))]
+    sums = np.zeros((2, len(arms)))
+    for start in range(0, len(taken), batch_size):
+        chunk = taken[start : start + batch_size]
+        inputs = encode_samples(model, processor, chunk)
+        streams = run_streams(decoder, inputs, [arm.erasure for arm in arms])
+        sums += np.array([streams.moved, streams.replaced])
+    with np.errstate(invalid="ignore"):
+        return (sums[0] / sums[1]).tolist()
 
 
 def describe(model: Any, answers: Answers, description: str = "") -> dict[str, Any]:
-    """A model's entry in a report: its size and its clean accuracy with a Wilson interval."""
+    """A model's entry in a report: its size, its clean accuracy with a Wilson interval, and what can be had
+    without the image.
+    """
     identity = identify(model)
-    return {
+    guessed = majority(answers.samples)
+    entry: dict[str, Any] = {
         "description": description or f"{identity.model_id} ({identity.model_type})",
+        "family": identity.model_type,
         "parameters": sum(p.numel() for p in model.parameters()),
         "accuracy": accuracy(answers.clean_correct),
+        "labels": labels(answers.texts(answers.clean)),
+        "truth": labels(answers.texts(answers.answer)),
+        "majority": {"n": len(guessed), "accuracy": float(guessed.mean()), "kind": MAJORITY},
     }
+    if answers.blind is not None:
+        right = answers.blind == answers.answer
+        parts = [(task, right[at]) for task, at in by_task(_tasks(answers))]
+        entry["blind"] = accuracy(right) | {
+            "kind": BLIND,
+            "labels": labels(answers.texts(answers.blind)),
+            "by_task": [{"task": t, "n": len(one), "accuracy": float(one.mean())} for t, one in parts],
+        }
+    return entry
 
 
-def items(answers: Answers) -> list[dict[str, Any]]:
-    """Per-item outcomes of the clean stream and how many arms kept them right."""
-    word = answers.scorer.word
-    kept = answers.arms_correct.sum(0)
-    return [
-        {"id": s.id, "image_id": s.image_id, "task": s.task, "answer": s.answer, "plain": word(int(p))}
-        | {"arms_correct": int(k)}
-        for s, p, k in zip(answers.samples, answers.clean, kept, strict=True)
-    ]
+def questions(answers: Answers) -> dict[str, Any]:
+    """What outcomes are about, by column, one entry a question."""
+    columns: dict[str, Any] = {
+        "id": [s.id for s in answers.samples],
+        "image_id": [s.image_id for s in answers.samples],
+        "task": _tasks(answers),
+        "answer": answers.texts(answers.answer),
+        "plain": answers.texts(answers.clean),
+        "right": bits(answers.clean_correct),
+    }
+    if answers.blind is not None:
+        columns["blind_right"] = bits(answers.blind == answers.answer)
+    return columns
+
+
+def _tasks(answers: Answers) -> list[str]:
+    return [s.task or "all" for s in answers.samples]
 
 
 def envelope(title: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,22 +254,9 @@ def envelope(title: str, config: Mapping[str, Any]) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "schema": "tccd-report/1",
+        "schema": SCHEMA,
         "title": title,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions,
         "config": dict(config),
     }
-
-
-def _cells(model: Any, banks: Sequence[CentroidBank], layers: Mapping[str, Sequence[int]] | None) -> list[Cell]:
-    cells: list[Cell] = []
-    for bank in banks:
-        bank.check(model)
-        for modality in MODALITIES:
-            held = bank.layers(modality)
-            for layer in held if layers is None else layers.get(modality, ()):
-                cells.append((modality, layer, bank))
-    if not cells:
-        raise ConfigError(f"nothing to erase: layers={dict(layers or {})} and banks {banks}")
-    return cells

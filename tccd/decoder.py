@@ -164,10 +164,10 @@ def embedding_fingerprint(embedding: nn.Module, norm: nn.Module, rows: int | Non
         norm: the decoder's final norm.
         rows: the vocabulary's size where the engine pads the matrix.
     """
-    weights = {"embedding": getattr(embedding, "weight", None), "norm": getattr(norm, "weight", None)}
-    if any(weight is None for weight in weights.values()):
+    table, scale = getattr(embedding, "weight", None), getattr(norm, "weight", None)
+    if table is None or scale is None:
         return None
-    return fingerprint((name, weight[:rows] if name == "embedding" else weight) for name, weight in weights.items())
+    return fingerprint([("embedding", table[:rows]), ("norm", scale)])
 
 
 def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str | None:

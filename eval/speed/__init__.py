@@ -1,1 +1,1 @@
-"""Speed and memory, each in one command: `python -m eval.speed transformers|kmeans|replacement`."""
+"""Speed and memory, each in one command: `python -m eval.speed transformers|kmeans|replacement|probe`."""

@@ -1,4 +1,4 @@
-"""TCCD inside vLLM against vanilla vLLM and against a client that combines two requests: `python -m eval.speed vllm`.
+"""TCCD inside vLLM against vanilla vLLM and a client that combines two requests: `python -m eval.speed vllm`.
 
 One random-weight Qwen2.5-VL, one process, two engines on it: one started before the plugin, one with it. Ways
 take turns. Prefill is the CPU time of the engine's steps up to the first token of every request, decode the mean

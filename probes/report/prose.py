@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,11 @@ def points(value: float, signed: bool = False) -> str:
     """A fraction as points with one decimal, a true minus, and no negative zero."""
     number = round(100 * value, 1) + 0.0
     return (f"{number:+.1f}" if signed and number else f"{number:.1f}").replace("-", "\u2212")
+
+
+def minus(text: str) -> str:
+    """A text whose negative numbers have a true minus."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "\u2212", text)
 
 
 def percent(value: float) -> str:
@@ -80,7 +86,7 @@ def _cost_answer(result: Mapping[str, Any]) -> list[str]:
         elif vision["ci95"][0] > text["ci95"][1]:
             group = less
         pair = f"{points(text['cost'])} against {points(vision['cost'])} points"
-        group.append(f"{pair} in the {model} model (layer {chosen.layer})")
+        group.append(f"{pair} in the {model} model ({chosen.where})")
     return [f"{verdict}: {listed(pairs)}." for verdict, pairs in groups.items() if pairs] + single
 
 
@@ -102,6 +108,40 @@ def _tccd_answer(result: Mapping[str, Any]) -> list[str]:
         ("none", "TCCD made no significant change on"),
     )
     return [f"{verdict} {listed(groups[kind])}." for kind, verdict in verdicts if groups[kind]]
+
+
+def advised(advice: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is recommended, over all models: on where the held-out gain is above zero."""
+    sentences = []
+    for found in (one for one in advice if one["on"]):
+        held_out = found["held_out"]
+        bounds = interval(held_out["ci95"], True)
+        gain = f"{points(held_out['delta'], True)} points held out, 95\u202f% CI {bounds}"
+        # In a sentence only what was turned on, and not where the bank lies.
+        shown = {k: v for k, v in found["settings"].items() if k != "bank" and (k != "beta" or v)}
+        sentences.append(f"TCCD is recommended for {found['model']} at {settings(shown)} ({gain}).")
+    off = [
+        f"{one['model']} ({points(one['held_out']['delta'], True)} points held out, "
+        f"95\u202f% CI {interval(one['held_out']['ci95'], True)})"
+        for one in advice
+        if not one["on"]
+    ]
+    if off:
+        sentences.append(f"TCCD is best left off for {listed(off)}.")
+    return sentences
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Settings in one line, `layer = 3, k = 8`, without those that are None, or of a gate that is not there."""
+    gated = values.get("gate") is not None
+    shown = {k: v for k, v in values.items() if v is not None and (gated or not k.startswith("gate_"))}
+    return ", ".join(f"{name}\u00a0=\u00a0{_value(value)}" for name, value in shown.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _erasing(cell: Cell | None) -> str:
@@ -134,11 +174,12 @@ def findings(result: Mapping[str, Any], model: str) -> list[str]:
         bounds = ratio.get("ci95")
         within = f" (95\u202f% CI {bounds[0]:.1f} to {bounds[1]:.1f})" if bounds else ""
         times = f"{ratio['ratio']:.1f} times as much as vision{within}".replace("-", "\u2212")
-        sentences.append(f"At layer {ratio['layer']} text cost {times}.")
+        other = ratio.get("vision_layer", ratio["layer"])
+        where = f"At layer {ratio['layer']}" + (f" (vision at layer {other})" if other != ratio["layer"] else "")
+        sentences.append(f"{where} text cost {times}.")
     elif ratio:
         reason = (ratio.get("reason") or "no reason was recorded").removeprefix("not estimable: ")
-        reason = re.sub(r"-(?=\d)", "\u2212", reason)
-        sentences.append(f"The ratio of text to vision cost is not estimable: {reason}.")
+        sentences.append(f"The ratio of text to vision cost is not estimable: {minus(reason)}.")
     run = (result.get("tccd") or {}).get(model)
     if run:
         sentences += _run_sentences(run)

@@ -1,41 +1,59 @@
 """What a result must hold before it becomes a report. Keys beyond these are kept, in the JSON alone.
 
-    {"schema": "tccd-report/1", "title", "created" (ISO 8601), "versions": {name: version}, "config": {...},
-     "models": {name: {"description", "accuracy": {"n", "correct", "accuracy", "ci95"},
-                       "blind"?: {"n", "accuracy"}, "parameters"?}},
+    {"schema": "tccd-report/2", "title", "created" (ISO 8601), "versions": {name: version}, "config": {...},
+     "models": {name: {"description", "accuracy": {"n", "correct", "accuracy", "ci95"}, "parameters"?, "family"?,
+                       "blind"?: {"n", "accuracy", "kind"?: how the image was withheld, "correct"?, "ci95"?,
+                                  "by_task"?: [{"task", "n", "accuracy"}], "labels"?},
+                       "majority"?: {"n", "accuracy", "kind"?}, "labels"?, "truth"?}},
      "cells": [{"model", "modality": "text" | "vision", "layer", "k", "alpha_interp", "segment", "n",
-                "baseline", "accuracy", "cost", "ci95", "p_value",
-                "by_task"?: [{"task", "n", "baseline", "accuracy", "cost"?, "ci95"?}]}],
-     "ratio"?: {model: {"layer", "ratio", "ci95", "reason"}},
+                "baseline", "accuracy", "cost", "ci95", "p_value", "p_holm"?, "bank"?, "labels"?, "right"?,
+                "displacement"?, "by_task"?: [{"task", "n", "baseline", "accuracy", "cost"?, "ci95"?}]}],
+     "controls"?: [{"kind": one of `CONTROLS`, "cell": index in `cells` of the cell that it controls,
+                    "against"?: (dose-matched) index of the other modality's cell, whose dose was matched,
+                    and all that a cell holds}],
+     "ratio"?: {model: {"layer" (text's), "vision_layer"? (where it is another), "ratio", "ci95", "reason", "k"?,
+                        "alpha_interp"?, "dose_matched"?: {"ratio", "ci95", "reason"}}},
+     "tccd_cells"?: [{"model", "layer", "k", "bank"?, "alpha_interp", "alpha_cd", "beta", "gate",
+                      "gate_threshold", "gate_ramp", "n", "baseline", "accuracy", "delta", "ci95", "p_value",
+                      "p_holm"?, "helped", "harmed", "labels"?, "right"?,
+                      "by_task"?: [{"task", "n", "baseline", "accuracy", "delta"?, "ci95"?}]}],
+     "protocols"?: {model: [{"name": "fixed" | "cv" | "best", "oracle", "note", "chosen": {task: index in
+                    `tccd_cells`}, "values": {task: delta}, "mean", "n_positive"}]},
      "tccd"?: {model: {"settings", "n", "baseline", "accuracy", "delta", "ci95", "p_value",
                        "helped"?, "harmed"?, "by_task"?, "chosen_on"?: {"n", ...},
                        "balanced"?, "minority"?: {the same, "note"?: what the subset is}}},
-     "examples"?: [{"model", "image", "prompt", "answer", "plain", "tccd", "plain_probability"?,
-                    "tccd_probability"?}],
+     "examples"?: [{"model", "image", "prompt", "answer", "plain", "tccd"?, "plain_probability"?,
+                    "tccd_probability"?, "erased"?: [{"cell": index in `cells`, "answer"}]}],
+     "questions"?: {model: {"id", "image_id", "task", "answer", "plain": [text, one a question], "right",
+                            "blind_right"?}},
      "items"?: {model: [{...}]}}
 
 Accuracies, costs and deltas are fractions. `cost` = baseline - accuracy, `delta` = accuracy - baseline;
 `ci95` is [low, high] of that difference (of the accuracy itself in `models`). p-values are of the exact
-McNemar test. `helped` counts wrong answers put right, `harmed` right answers made wrong.
+McNemar test; `p_holm` is adjusted over the report's list that it stands in. `helped` counts wrong answers put
+right, `harmed` right answers made wrong. `right` is a string of 0 and 1, one a question, in the order of
+`questions[model]`. `labels` is {"counts": {answer given: questions}, "entropy": in bits}. `displacement` is
+the mean norm of what replacement moved a state by. A protocol with `oracle` is an oracle upper bound.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from probes.report import checks
+from probes.report.checks import Check
 from tccd.errors import ConfigError, DataError
 
-SCHEMA = "tccd-report/1"
+SCHEMA = "tccd-report/2"
 
-Check = Callable[[Any, str], None]
+#: Kinds of control beside the cells: what the same dose does that erases nothing in particular, the dose of the
+#: other modality, and erasure that leaves the position that answers.
+CONTROLS = ("random-direction", "random-centroid", "dose-matched", "spare-answer")
 
 
 def plain(value: Any, where: str = "result") -> Any:
@@ -73,227 +91,220 @@ def validate(result: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: another schema, a missing key, or a value of the wrong kind.
         DataError: a value that can't be: a number that is not finite, a count of no items, an accuracy above
-            1, a cost that isn't baseline - accuracy, a model that `models` doesn't describe, an image that
-            isn't a PNG, a result with neither cells nor tccd.
+            1, a cost that isn't baseline - accuracy, outcomes that are not n or don't give the accuracy, a
+            model that `models` doesn't describe, a cell that isn't there, an image that isn't a PNG, a result
+            with neither cells nor tccd.
     """
-    _mapping(result, "result")
+    checks.mapping(result, "result")
     if result.get("schema") != SCHEMA:
         raise ConfigError(f"result.schema = {result.get('schema')!r}; expected {SCHEMA!r}")
     result = plain(result)
-    _keys(result, "result", _RESULT, _RESULT_OPTIONAL)
+    checks.keys(result, "result", _RESULT, _RESULT_OPTIONAL)
     if not result["models"]:
         raise DataError("result.models is empty; expected at least one model")
     if not result["cells"] and not result.get("tccd"):
         raise DataError("result holds neither cells nor tccd: nothing was measured")
-    parts = {part: result.get(part, ()) for part in ("cells", "examples", "ratio", "tccd", "items")}
+    parts = {part: result.get(part, ()) for part in _BY_MODEL}
     for part, entries in parts.items():
         for entry in entries:
             name = entry["model"] if isinstance(entry, dict) else entry
             if name not in result["models"]:
                 described = ", ".join(result["models"])
                 raise DataError(f"result.{part} names the model {name!r}; result.models describes {described}")
+    _references(result)
 
 
-def _mapping(value: Any, where: str) -> None:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} is of type {type(value).__name__}; expected a mapping")
+def _references(result: Mapping[str, Any]) -> None:
+    """Cells that others name, and outcomes that stand in the order of a model's questions."""
+    cells, contrasts = result["cells"], result.get("tccd_cells", [])
+    for part in ("controls", "examples"):
+        for index, entry in enumerate(result.get(part, ())):
+            named = entry.get("erased", ()) if part == "examples" else (entry, {"cell": entry.get("against")})
+            for at in (reference["cell"] for reference in named):
+                if at is not None and (at >= len(cells) or cells[at]["model"] != entry["model"]):
+                    raise DataError(f"result.{part}[{index}] names cell {at}, which is none of its model's")
+    for model, protocols in result.get("protocols", {}).items():
+        for protocol in protocols:
+            for task, at in protocol["chosen"].items():
+                if at >= len(contrasts) or contrasts[at]["model"] != model:
+                    raise DataError(
+                        f"result.protocols.{model}: {protocol['name']} chose tccd cell {at} for {task}, which is "
+                        "none of its model's"
+                    )
+    for model, questions in result.get("questions", {}).items():
+        n = len(questions["right"])
+        for part in ("cells", "controls", "tccd_cells"):
+            for index, cell in enumerate(result.get(part, ())):
+                if cell["model"] == model and len(cell.get("right", questions["right"])) != n:
+                    raise DataError(f"result.{part}[{index}] has outcomes of {cell['n']} questions, not {n}")
 
 
-def _keys(value: Any, where: str, required: dict[str, Check], optional: dict[str, Check]) -> None:
-    _mapping(value, where)
-    missing = [key for key in required if key not in value]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}; it holds {', '.join(value) or 'nothing'}")
-    for key, check in {**required, **optional}.items():
-        if key in value:
-            check(value[key], f"{where}.{key}")
-
-
-def _object(required: dict[str, Check], optional: dict[str, Check] | None = None) -> Check:
-    return lambda value, where: _keys(value, where, required, optional or {})
-
-
-def _each(check: Check) -> Check:
-    """A list of such values."""
-
-    def run(value: Any, where: str) -> None:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} is of type {type(value).__name__}; expected a list")
-        for index, item in enumerate(value):
-            check(item, f"{where}[{index}]")
-
-    return run
-
-
-def _named(check: Check) -> Check:
-    """A mapping from names to such values."""
-
-    def run(value: Any, where: str) -> None:
-        _mapping(value, where)
-        for name, item in value.items():
-            check(item, f"{where}.{name}")
-
-    return run
-
-
-def _or_none(check: Check) -> Check:
-    return lambda value, where: None if value is None else check(value, where)
-
-
-def _text(value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        raise ConfigError(f"{where} = {value!r}; expected text")
-
-
-def _time(value: Any, where: str) -> None:
-    _text(value, where)
-    try:
-        datetime.fromisoformat(value)
-    except ValueError as error:
-        raise ConfigError(f"{where} = {value!r}; expected a time such as 2026-01-31T12:00:00") from error
-
-
-def _modality(value: Any, where: str) -> None:
-    if value not in ("text", "vision"):
-        raise ConfigError(f"{where} = {value!r}; expected 'text' or 'vision'")
-
-
-def _number(low: float = -math.inf, high: float = math.inf, *, whole: bool = False) -> Check:
-    def run(value: Any, where: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise ConfigError(f"{where} = {value!r}; expected a {'whole ' if whole else ''}number")
-        if not low <= value <= high:
-            raise DataError(f"{where} = {value!r}; expected {low:g} to {high:g}")
-
-    return run
-
-
-def _interval(value: Any, where: str) -> None:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ConfigError(f"{where} = {value!r}; expected [low, high]")
-    for bound in value:
-        _number()(bound, where)
-    if value[0] > value[1]:
-        raise DataError(f"{where} = {value!r}; expected low <= high")
-
-
-def _image(value: Any, where: str) -> None:
-    _text(value, where)
-    head, _, body = value.partition(",")
-    try:
-        image = base64.b64decode(body, validate=True)
-        sound = head == "data:image/png;base64" and image.startswith(b"\x89PNG")
-    except (binascii.Error, ValueError):
-        sound = False
-    if not sound:
-        raise DataError(f"{where} starts with {value[:40]!r}; expected data:image/png;base64, and a PNG file")
-
-
-def _differs(key: str, sign: int) -> Check:
-    """The difference of accuracies that the object itself states."""
-
-    def run(value: Any, where: str) -> None:
-        if key in value and not math.isclose(
-            value[key], sign * (value["accuracy"] - value["baseline"]), abs_tol=1e-3
-        ):
-            formula = "accuracy - baseline" if sign > 0 else "baseline - accuracy"
-            raise DataError(
-                f"{where}.{key} = {value[key]!r}, but {formula} = "
-                f"{sign * (value['accuracy'] - value['baseline']):.4f}"
-            )
-
-    return run
-
-
-def _correct(value: Any, where: str) -> None:
-    if value["correct"] > value["n"] or not math.isclose(
-        value["accuracy"], value["correct"] / value["n"], abs_tol=1e-3
-    ):
-        raise DataError(
-            f"{where}.accuracy = {value['accuracy']!r}, but {value['correct']} of {value['n']} are correct"
-        )
-
-
-def _all(*checks: Check) -> Check:
-    def run(value: Any, where: str) -> None:
-        for check in checks:
-            check(value, where)
-
-    return run
-
-
-_count, _whole = _number(1, whole=True), _number(0, whole=True)
-_fraction, _signed, _probability = _number(0, 1), _number(-1, 1), _number(0, 1)
+_count, _whole = checks.number(1, whole=True), checks.number(0, whole=True)
+_fraction, _signed, _probability = checks.number(0, 1), checks.number(-1, 1), checks.number(0, 1)
 
 _OUTCOME: dict[str, Check] = {"n": _count, "baseline": _fraction, "accuracy": _fraction}
-_TASK = _object({"task": _text, **_OUTCOME}, {"cost": _signed, "delta": _signed, "ci95": _or_none(_interval)})
-_BY_TASK = _each(_all(_TASK, _differs("cost", -1), _differs("delta", 1)))
-_CELL = _all(
-    _object(
-        {
-            "model": _text,
-            "modality": _modality,
-            "layer": _whole,
-            "k": _count,
-            "alpha_interp": _number(),
-            "segment": _text,
-            **_OUTCOME,
-            "cost": _signed,
-            "ci95": _interval,
-            "p_value": _or_none(_probability),
-        },
-        {"by_task": _BY_TASK},
-    ),
-    _differs("cost", -1),
+_TASK = checks.record(
+    {"task": checks.text, **_OUTCOME}, {"cost": _signed, "delta": _signed, "ci95": checks.or_none(checks.interval)}
 )
-_CHANGE = {**_OUTCOME, "delta": _signed, "ci95": _interval, "p_value": _probability}
+_BY_TASK = checks.each(checks.every(_TASK, checks.differs("cost", -1), checks.differs("delta", 1)))
+_LABELS = checks.record({"counts": checks.named(_whole), "entropy": checks.number(0)})
+_MORE: dict[str, Check] = {
+    "bank": checks.text,
+    "p_holm": checks.or_none(_probability),
+    "labels": _LABELS,
+    "right": checks.bits,
+    "by_task": _BY_TASK,
+}
+_COST: dict[str, Check] = {
+    "model": checks.text,
+    "modality": checks.one_of("text", "vision"),
+    "layer": _whole,
+    "k": _count,
+    "alpha_interp": checks.number(),
+    "segment": checks.text,
+    **_OUTCOME,
+    "cost": _signed,
+    "ci95": checks.interval,
+    "p_value": checks.or_none(_probability),
+}
+_DOSE: dict[str, Check] = {**_MORE, "displacement": checks.or_none(checks.number(0))}
+_CELL = checks.every(checks.record(_COST, _DOSE), checks.differs("cost", -1), checks.outcomes)
+_CONTROL = checks.every(
+    checks.record({"kind": checks.one_of(*CONTROLS), "cell": _whole, **_COST}, {"against": _whole, **_DOSE}),
+    checks.differs("cost", -1),
+    checks.outcomes,
+)
+_CHANGE = {**_OUTCOME, "delta": _signed, "ci95": checks.interval, "p_value": _probability}
 _COUNTS: dict[str, Check] = {"helped": _whole, "harmed": _whole}
-_SUBSET = _all(_object(_CHANGE, {**_COUNTS, "note": _text}), _differs("delta", 1))
-_TCCD = _all(
-    _object(
-        {"settings": _mapping, **_CHANGE},
+_SUBSET = checks.every(checks.record(_CHANGE, {**_COUNTS, "note": checks.text}), checks.differs("delta", 1))
+_TCCD = checks.every(
+    checks.record(
+        {"settings": checks.mapping, **_CHANGE},
         {
             **_COUNTS,
-            "balanced": _or_none(_SUBSET),
-            "minority": _or_none(_SUBSET),
+            "balanced": checks.or_none(_SUBSET),
+            "minority": checks.or_none(_SUBSET),
             "by_task": _BY_TASK,
-            "chosen_on": _or_none(_object({"n": _count})),
+            "chosen_on": checks.or_none(checks.record({"n": _count})),
         },
     ),
-    _differs("delta", 1),
+    checks.differs("delta", 1),
 )
-_MODEL = _object(
+_CONTRAST = checks.every(
+    checks.record(
+        {
+            "model": checks.text,
+            "layer": _whole,
+            "k": _count,
+            "alpha_interp": _fraction,
+            "alpha_cd": checks.number(0),
+            "beta": _fraction,
+            "gate": checks.or_none(checks.text),
+            "gate_threshold": _fraction,
+            "gate_ramp": _fraction,
+            **_CHANGE,
+            **_COUNTS,
+        },
+        _MORE,
+    ),
+    checks.differs("delta", 1),
+    checks.outcomes,
+)
+_PROTOCOL = checks.record(
     {
-        "description": _text,
-        "accuracy": _all(
-            _object({"n": _count, "correct": _whole, "accuracy": _fraction, "ci95": _interval}), _correct
+        "name": checks.one_of("fixed", "cv", "best"),
+        "oracle": checks.truth,
+        "note": checks.text,
+        "chosen": checks.named(_whole),
+        "values": checks.named(_signed),
+        "mean": _signed,
+        "n_positive": _whole,
+    }
+)
+_GUESS: dict[str, Check] = {"n": _count, "accuracy": _fraction}
+_BLIND = checks.record(
+    _GUESS,
+    {
+        "kind": checks.text,
+        "correct": _whole,
+        "ci95": checks.interval,
+        "by_task": checks.each(checks.record({"task": checks.text, **_GUESS})),
+        "labels": _LABELS,
+    },
+)
+_MODEL = checks.record(
+    {
+        "description": checks.text,
+        "accuracy": checks.every(
+            checks.record({"n": _count, "correct": _whole, "accuracy": _fraction, "ci95": checks.interval}),
+            checks.correct,
         ),
     },
-    {"blind": _or_none(_object({"n": _count, "accuracy": _fraction})), "parameters": _or_none(_count)},
+    {
+        "blind": checks.or_none(_BLIND),
+        "majority": checks.record(_GUESS, {"kind": checks.text}),
+        "parameters": checks.or_none(_count),
+        "family": checks.text,
+        "labels": _LABELS,
+        "truth": _LABELS,
+    },
 )
-_WORDS = _or_none(_named(_fraction))
-_EXAMPLE = _object(
-    {"model": _text, "image": _image, "prompt": _text, "answer": _text, "plain": _text, "tccd": _text},
-    {"plain_probability": _WORDS, "tccd_probability": _WORDS},
+_WORDS = checks.or_none(checks.named(_fraction))
+_EXAMPLE = checks.record(
+    {
+        "model": checks.text,
+        "image": checks.image,
+        "prompt": checks.text,
+        "answer": checks.text,
+        "plain": checks.text,
+    },
+    {
+        "tccd": checks.text,
+        "plain_probability": _WORDS,
+        "tccd_probability": _WORDS,
+        "erased": checks.each(checks.record({"cell": _whole, "answer": checks.text})),
+    },
 )
-_RATIO = _object(
-    {"layer": _whole, "ratio": _or_none(_number())},
-    {"ci95": _or_none(_interval), "reason": _or_none(_text)},
+_ESTIMATE: dict[str, Check] = {"ci95": checks.or_none(checks.interval), "reason": checks.or_none(checks.text)}
+_RATIO = checks.record(
+    {"layer": _whole, "ratio": checks.or_none(checks.number())},
+    {
+        **_ESTIMATE,
+        "vision_layer": _whole,
+        "k": _count,
+        "alpha_interp": checks.number(),
+        "dose_matched": checks.record({"ratio": checks.or_none(checks.number())}, _ESTIMATE),
+    },
+)
+_QUESTIONS = checks.every(
+    checks.record(
+        {
+            **dict.fromkeys(("id", "image_id", "task", "answer", "plain"), checks.each(checks.text)),
+            "right": checks.bits,
+        },
+        {"blind_right": checks.bits},
+    ),
+    checks.columns,
 )
 _RESULT: dict[str, Check] = {
-    "title": _text,
-    "created": _time,
-    "versions": _named(_text),
-    "config": _mapping,
-    "models": _named(_MODEL),
-    "cells": _each(_CELL),
+    "title": checks.text,
+    "created": checks.time,
+    "versions": checks.named(checks.text),
+    "config": checks.mapping,
+    "models": checks.named(_MODEL),
+    "cells": checks.each(_CELL),
 }
 _RESULT_OPTIONAL: dict[str, Check] = {
-    "ratio": _named(_RATIO),
-    "tccd": _named(_TCCD),
-    "examples": _each(_EXAMPLE),
-    "items": _named(_each(_mapping)),
+    "ratio": checks.named(_RATIO),
+    "tccd": checks.named(_TCCD),
+    "examples": checks.each(_EXAMPLE),
+    "items": checks.named(checks.each(checks.mapping)),
+    "controls": checks.each(_CONTROL),
+    "tccd_cells": checks.each(_CONTRAST),
+    "protocols": checks.named(checks.each(_PROTOCOL)),
+    "questions": checks.named(_QUESTIONS),
 }
+_BY_MODEL = ("cells", *_RESULT_OPTIONAL)
 
 
 def dumps(value: Any) -> str:

@@ -106,20 +106,23 @@ def parse_columns(texts: Sequence[str] | None) -> dict[str, str | None] | None:
 #: What `--layers` asks for, by modality: layer indices, or None for all layers of the model.
 LayerChoice: TypeAlias = "dict[Modality, tuple[int, ...] | None]"
 
-_EXAMPLE = "as in text=12,vision=16 or text=8-12,16,vision=all or all"
+_EXAMPLE = "as in text=12,vision=16 or text=8-12,16,vision=all or 4,8,12 (of both) or all"
 
 
 def parse_layers(text: str) -> LayerChoice:
     """`text=12,vision=16` -> `{"text": (12,), "vision": (16,)}`.
 
     A modality takes indices from 0, ranges (`8-12`, both ends included) and `all`; a bare `all` means every
-    layer of both.
+    layer of both, and bare indices and ranges mean those of both.
 
     Raises:
         ConfigError: anything else.
     """
     if text.strip() == "all":
         return {"text": None, "vision": None}
+    if text.strip() and not set(text) - set("0123456789-, "):
+        both = parse_layers(f"text={text}")["text"]
+        return {"text": both, "vision": both}
     chosen: dict[str, set[int] | None] = {}
     modality = ""
     for part in text.split(","):
@@ -164,3 +167,40 @@ def single_layers(choice: LayerChoice) -> dict[Modality, int]:
         if layers is None or len(layers) != 1:
             raise ConfigError(f"--layers: expected one layer for {modality}, as in text=12,vision=16")
     return {modality: layers[0] for modality, layers in choice.items() if layers}
+
+
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
+    """`0,0.2,0.4` -> `(0.0, 0.2, 0.4)`; an empty text gives none.
+
+    Args:
+        text: what was given.
+        option: its name, for the error.
+
+    Raises:
+        ConfigError: a part that is no number.
+    """
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    try:
+        return tuple(float(part) for part in parts)
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r}; expected numbers with commas between, as in 0,0.4") from error
+
+
+def parse_segments(text: str | None) -> dict[str, tuple[str, ...]]:
+    """`text=all,question,vision=span` -> `{"text": ("all", "question"), "vision": ("span",)}`.
+
+    Raises:
+        ConfigError: a segment before the first modality, or a modality that stands twice.
+    """
+    chosen: dict[str, tuple[str, ...]] = {}
+    modality = ""
+    for part in (text or "").split(",") if text is not None else ():
+        name, found, value = part.rpartition("=")
+        if found:
+            modality = name.strip()
+            if modality in chosen:
+                raise ConfigError(f"--segments {text!r}: {modality} stands twice; expected it once")
+        if not modality:
+            raise ConfigError(f"--segments {text!r}; expected segments by modality, as in text=all,question")
+        chosen[modality] = (*chosen.get(modality, ()), value.strip())
+    return chosen

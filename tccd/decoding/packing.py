@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,7 @@ class Step:
         self._packed: Tensor | None = None
         self._clean: Tensor | None = None
         self._memo: dict[tuple, tuple[Any, Any]] = {}
+        self._prefixes: dict[int, int] = {}
 
     def activate(self, layer: int | None) -> bool:
         """Pack the streams begun below `layer` (all of them for None) from now on; False if they own no column."""
@@ -100,6 +101,23 @@ class Step:
             else:
                 packed[name] = value
         return packed
+
+    def streams_apart(self, keys: int) -> list[tuple[int, int]]:
+        """Of several streams in a prompt, each one's queries and the clean keys that any of its rows may see; none
+        where one stream runs alone.
+
+        Args:
+            keys: of the packed call, the streams' own included.
+        """
+        if not self.prefill or len(self.active) < 2:
+            return []
+        clean = keys - sum(part.queries for part in self.active)
+        if clean != self.n:  # a cache that holds fewer or more columns than the prompt
+            return []
+        for part in self.active:
+            if id(part) not in self._prefixes:  # asked once, as an accelerator has to be waited for
+                self._prefixes[id(part)] = min(int(part.stream.columns.start.max()), self.n)
+        return [(part.queries, self._prefixes[id(part)]) for part in self.active]
 
     def _once(self, name: str, value: Any, sizes: Any, make: Callable[[Any], Any]) -> Any:
         # Layers of one kind share their arguments, so one packing a forward and kind is enough. The value is
@@ -198,30 +216,47 @@ class PackedCache:
 
 
 class CausalFirst(TorchFunctionMode):
-    """While on, sdpa of a packed prompt runs as two calls: the clean columns' plain causal one, then the erased.
+    """While on, sdpa of a packed prompt runs as a call for the clean columns, and one for the erased or for each
+    of several streams.
 
-    In one call under the packed mask each clean query scores every key, twice the causal kernel's work. Calls
-    under any other mask stay as they are; eager attention makes none.
+    In one call under the packed mask each clean query scores every key, twice the causal kernel's work, and
+    streams score each other's keys. Calls under any other mask stay as they are; eager attention makes none.
 
     Args:
         n: clean columns.
-        mask: the packed mask; its clean part has to be causal.
+        mask: the packed mask.
+        causal: whether its clean part is causal and nothing else.
+        streams: of each stream, its queries (as many as it has keys of its own) and how many clean keys they may
+            see; none for one call for all erased columns.
     """
 
-    def __init__(self, n: int, mask: Tensor) -> None:
+    def __init__(self, n: int, mask: Tensor, causal: bool = True, streams: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()
-        self._n, self._mask = n, mask
+        self._n, self._mask, self._causal, self._streams = n, mask, causal, streams
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         ours = func is scaled_dot_product_attention and kwargs.get("attn_mask") is self._mask
         if not ours or len(args) != 3:
             return func(*args, **kwargs)
-        n, (query, *seen) = self._n, args
-        causal = kwargs | {"attn_mask": None, "is_causal": True}
-        clean = func(query[:, :, :n], *(x[:, :, :n] for x in seen), **causal)
-        erased = func(query[:, :, n:], *seen, **kwargs | {"attn_mask": self._mask[:, :, n:]})
-        return torch.cat([clean, erased], 2)
+        n, (query, *seen), mask = self._n, args, self._mask
+        first = seen[0].shape[2] - sum(queries for queries, _ in self._streams)  # key of the first stream's own
+        if self._causal:
+            only = kwargs | {"attn_mask": None, "is_causal": True}
+            found = [func(query[:, :, :n], *(x[:, :, :n] for x in seen), **only)]
+        else:
+            only = kwargs | {"attn_mask": mask[:, :, :n, :first]}
+            found = [func(query[:, :, :n], *(x[:, :, :first] for x in seen), **only)]
+        if not self._streams:
+            found.append(func(query[:, :, n:], *seen, **kwargs | {"attn_mask": mask[:, :, n:]}))
+        row, own = n, first
+        for queries, prefix in self._streams:
+            keys = [torch.cat([x[:, :, :prefix], x[:, :, own : own + queries]], 2) for x in seen]
+            under = mask[:, :, row : row + queries]
+            under = torch.cat([under[..., :prefix], under[..., own : own + queries]], -1)
+            found.append(func(query[:, :, row : row + queries], *keys, **kwargs | {"attn_mask": under}))
+            row, own = row + queries, own + queries
+        return torch.cat(found, 2)
 
 
 def on(value: Tensor | None, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from tccd.decoding.masks import Columns
-from tccd.errors import ConfigError, ModalityError, UnsupportedModelError
+from tccd.errors import ModalityError, UnsupportedModelError
 from tccd.modality import Modality, ModalityMap
 
 #: Start of a row that a stream leaves alone: beyond any sequence.
@@ -26,17 +26,19 @@ class Erasure:
         replace: rows of hidden states, shape (..., hidden), to their erased form, the same shape and dtype.
         modality: "text" or "vision".
         segment: one of `tccd.modality.SEGMENTS[modality]`; None takes the first.
+        spare: how many of each prompt's last positions are left as they are: 1 spares the one that answers.
     """
 
     layer: int
     replace: Callable[[Tensor], Tensor]
     modality: Modality = "text"
     segment: str | None = None
+    spare: int = 0
 
     @property
     def erases_generated(self) -> bool:
         """Whether generated tokens are replaced too: of all segments, only the whole tail holds them."""
-        return self.modality == "text" and self.segment in (None, "all")
+        return self.modality == "text" and self.segment in (None, "all") and not self.spare
 
 
 @dataclass
@@ -154,6 +156,8 @@ def begin(erasures: tuple[Erasure, ...], modalities: ModalityMap) -> list[Part]:
     n = modalities.real.shape[-1]
     for erasure in erasures:
         where = modalities.segment(erasure.modality, erasure.segment)
+        if erasure.spare:
+            where = where & (modalities.real.flip(-1).cumsum(-1).flip(-1) > erasure.spare)
         stream = Stream.begin(erasure, where)
         if erasure.erases_generated:
             # A prompt that ends with the image has an empty tail: its stream starts with the first new token.
@@ -176,7 +180,6 @@ def resume(owner: object, erasures: tuple[Erasure, ...], cache: Cache, past: int
 
     Raises:
         UnsupportedModelError: the cache was filled without the owner, or for another batch.
-        ConfigError: a segment that generated tokens do not belong to.
     """
     if not erasures:
         return []
@@ -189,18 +192,15 @@ def resume(owner: object, erasures: tuple[Erasure, ...], cache: Cache, past: int
     batch, n = ids.shape
     parts: list[Part] = []
     for index, erasure in enumerate(erasures):
-        if not erasure.erases_generated:
-            raise ConfigError(
-                f"the segment {erasure.segment!r} of {erasure.modality} says nothing of generated tokens; "
-                "erase the whole text tail to generate"
-            )
         mine = {layer.layer: layer for layer in kept if layer.index == index}
         stream = next(iter(mine.values())).stream
         if stream.columns.start.shape[0] != batch:
             raise UnsupportedModelError(
                 f"past_key_values was filled for {len(stream.columns.start)} rows, this forward has {batch}"
             )
-        part = _part(stream, n, past + n, None)
+        # Of a segment that ends with the prompt, new tokens belong to the stream and are not replaced.
+        where = None if erasure.erases_generated else torch.zeros_like(ids, dtype=torch.bool)
+        part = _part(stream, n, past + n, where)
         part.layers = mine
         parts.append(part)
     return parts

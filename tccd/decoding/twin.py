@@ -180,8 +180,10 @@ class Session:
             self._prefix_checked = True
         cache = PackedCache(self, step, index)
         packed = step.arguments(index, kwargs)
-        plain = step.prefill and kwargs.get("attention_mask") is None
-        with CausalFirst(step.n, packed["attention_mask"]) if plain else nullcontext():
+        causal = kwargs.get("attention_mask") is None
+        apart = step.streams_apart(int(packed["attention_mask"].shape[-1]))
+        split = step.prefill and (causal or apart)
+        with CausalFirst(step.n, packed["attention_mask"], causal, apart) if split else nullcontext():
             output = forward(step.pack(clean), **packed | {"past_key_values": cache})
         if not cache.updated:
             raise UnsupportedModelError(

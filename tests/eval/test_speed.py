@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from eval.baselines.two_pass import two_pass
-from eval.speed import models, timing
+from eval.speed import models, probe, timing
 from eval.speed import transformers as speed
 from tests import oracle
 from tests.tiny import Row, cached_tiny, inputs
@@ -115,3 +115,25 @@ def test_spread() -> None:
 def test_peak_memory_sees_what_a_run_takes() -> None:
     peak = timing.peak_memory(lambda: torch.ones(2**26))
     assert peak is None or 0.9 * 2**28 < peak < 1.5 * 2**28
+
+
+@pytest.mark.parametrize("modality", ["text", "vision"])
+def test_probe_benchmark_compares_ways_that_give_the_same(modality: Any) -> None:
+    model = small_model(dtype=torch.float32)
+    found = probe.measure(model, modality, 1, 4, (0.0, 0.4), image_tokens=6, text_tokens=5, rounds=2)
+    assert found["max_difference"] < 1e-4
+    assert set(found["ways"]) == {"baseline", "probe", "naive"}
+    assert found["ways"]["baseline"]["cpu_ratio"]["median"] == 1
+    json.loads(json.dumps(found, allow_nan=False))
+    console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: SIM115
+    probe.show({"modalities": {modality: found}}, console)
+    assert f"2 alphas of {modality} erasure at layer 1" in console.export_text()
+
+
+def test_naive_way_erases() -> None:
+    model = small_model(dtype=torch.float32)
+    batch = models.prompt(model, 1, image_tokens=6, text_tokens=5)
+    vectors = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    clean, erased, kept = probe.naive(model, batch, 1, "text", vectors, (0.0, 1.0))
+    assert not torch.allclose(clean, erased, atol=1e-3)
+    torch.testing.assert_close(clean, kept)

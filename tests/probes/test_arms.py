@@ -1,26 +1,21 @@
-"""Many streams in one forward equal one hooked forward each; scoring and the probe's cells."""
+"""Many streams in one forward equal one hooked forward each, and answer as generate does."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from eval.zoo import load
 from probes.arms import Arm, answer
 from probes.replacement import run
-from probes.report import validate
-from probes.scoring import targets
 from tccd import CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.decoder import find_decoder
 from tccd.decoding.huggingface import centroid_erasure
 from tccd.decoding.streams import Erasure
 from tccd.decoding.twin import Session
-from tccd.errors import BankMismatchError, ConfigError, DataError
 from tccd.inputs import encode
 from tccd.modality import modality_map, vision_token_ids
 from tests import oracle
@@ -98,34 +93,14 @@ def test_arms_answer_as_generate_does(zoo, bank, samples):
     answers = answer(model, processor, samples, [Arm(erasure), Arm(erasure, config)], batch_size=16)
     model_inputs = encode(processor, [[s.image] for s in samples], [s.prompt for s in samples])
     clean = model.generate(**model_inputs, max_new_tokens=1, do_sample=False)[:, -1]
-    assert answers.clean.tolist() == clean.tolist()
+    assert answers.texts(answers.clean) == processor.batch_decode(clean[:, None])
     from tccd import TCCD
 
     contrasted = model.generate(
         **model_inputs, max_new_tokens=1, do_sample=False, custom_generate=TCCD(model, bank, config=config)
     )[:, -1]
-    assert answers.arms[1].tolist() == contrasted.tolist()
+    assert answers.texts(answers.arms[1]) == processor.batch_decode(contrasted[:, None])
     assert (answers.arms[0] != answers.clean).any()
-
-
-def test_the_probe_makes_a_valid_result(zoo, bank, samples):
-    seen = []
-    result = run(
-        *zoo, samples, bank, name="m", batch_size=16, progress=lambda done, total: seen.append((done, total))
-    )
-    validate(result)
-    assert seen[-1] == (40, 40)
-    assert [(c["modality"], c["layer"]) for c in result["cells"]] == [
-        ("text", 0),
-        ("text", 3),
-        ("vision", 0),
-        ("vision", 3),
-    ]
-    for cell in result["cells"]:
-        assert cell["cost"] == pytest.approx(cell["baseline"] - cell["accuracy"])
-        assert sum(task["n"] for task in cell["by_task"]) == cell["n"] == 40
-    clean = np.mean([item["plain"] == item["answer"] for item in result["items"]["m"]])
-    assert result["models"]["m"]["accuracy"]["accuracy"] == pytest.approx(clean)
 
 
 def test_full_collapse_onto_the_true_state_costs_nothing(zoo, samples):
@@ -133,46 +108,11 @@ def test_full_collapse_onto_the_true_state_costs_nothing(zoo, samples):
     model, processor = zoo
     states = []
     hook = model.get_decoder().layers[2].register_forward_hook(lambda m, a, out: states.append(out))
-    model_inputs = encode(processor, [[s.image] for s in samples[:4]], [s.prompt for s in samples[:4]])
+    model_inputs = encode(processor, [[s.image] for s in samples[:8]], [s.prompt for s in samples[:8]])
     with torch.no_grad():
         model(**model_inputs)
     hook.remove()
     exact = CentroidBank.from_arrays(model, {("text", 2): states[0].reshape(-1, states[0].shape[-1])})
-    result = run(model, processor, samples[:4], exact, batch_size=4)
+    result = run(model, processor, samples[:8], exact, batch_size=8)
     assert result["cells"][0]["cost"] == 0
-
-
-def _sample(answer: str | None, choices: tuple[str, ...] | None = None) -> Sample:
-    return Sample("7", "7", "what shape is in the image?", answer, choices, None, lambda: Image.new("RGB", (8, 8)))
-
-
-def test_choices_compete_with_each_other_only(zoo):
-    scorer, (target,) = targets(zoo[1], [_sample("circle", ("circle", "red"))])
-    logits = torch.zeros(len(zoo[1].tokenizer))
-    logits[zoo[1].tokenizer.convert_tokens_to_ids("yes")] = 9
-    logits[zoo[1].tokenizer.convert_tokens_to_ids("red")] = 1
-    assert scorer.word(target.pick(logits)) == "red"
-    assert scorer.word(target.answer) == "circle"
-
-
-@pytest.mark.parametrize(
-    ("samples", "words"),
-    [
-        ([], "no samples"),
-        ([_sample(None)], "sample 7 has no answer"),
-        ([_sample("red circle")], "'red circle' is 2 tokens"),
-        ([_sample("red circle", ("red circle", "red square"))], "begin with the tokens"),
-    ],
-)
-def test_samples_that_can_not_be_scored(zoo, samples, words):
-    with pytest.raises(DataError, match=words):
-        targets(zoo[1], samples)
-
-
-def test_bad_probes(zoo, bank, samples):
-    with pytest.raises(ConfigError, match="nothing to erase"):
-        run(*zoo, samples, bank, layers={"text": ()})
-    with pytest.raises(BankMismatchError, match="no text centroids at layer 2"):
-        run(*zoo, samples, bank, layers={"text": (2,)})
-    with pytest.raises(BankMismatchError, match="another model"):
-        run(*load("llava-grounded"), samples, bank)
+    assert result["cells"][0]["displacement"] < 1e-3

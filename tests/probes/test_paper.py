@@ -153,3 +153,35 @@ def test_leave_one_task_out_choices(method):
         assert protocol.mean == pytest.approx(published[mean], abs=1e-12)
         assert protocol.values == {task: row[key] for task, row in published["loto_cv"].items()}
     assert cv(table).chosen == {task: row["cv_alpha"] for task, row in published["loto_cv"].items()}
+
+
+@pytest.mark.parametrize("method", ["dola_high", "dola_low", "sdcd"])
+def test_other_contrasts_at_a_fixed_setting(method):
+    if not (PAPER / "cd_fixed_baselines.json").is_file():
+        pytest.skip("cd_fixed_baselines.json is not here")
+    published = read("cd_fixed_baselines")["methods"][method]
+    deltas = {}
+    for task, row in published["per_task"].items():
+        b = row["discordance"]["baseline_correct_method_wrong"]
+        c = row["discordance"]["baseline_wrong_method_correct"]
+        low, high = difference_interval(c, b, row["n"])
+        assert c - b == row["method_correct"] - row["baseline_correct"]
+        assert low <= row["delta"] <= high
+        deltas[task] = {1.0: (c - b) / row["n"]}
+    assert fixed(deltas, 1.0).mean == pytest.approx(published["mean_delta"], abs=1e-12)
+
+
+def test_the_equal_norm_random_direction_gains_almost_nothing():
+    if not (PAPER / "specificity_controls.json").is_file():
+        pytest.skip("specificity_controls.json is not here")
+    published = read("specificity_controls")["primary_equal_norm_random_direction"]
+    for group, tasks in (
+        ("text_competes", published["protocol"]["text_competes_tasks"]),
+        ("all_six", list(published["per_task"])),
+    ):
+        for arm in ("real", "matched_random"):
+            accuracy = "real_tccd_accuracy" if arm == "real" else "matched_random_tccd_accuracy"
+            rows = {task: published["per_task"][task] for task in tasks}
+            table = {t: {0.4: row[accuracy] - row["baseline_accuracy"]} for t, row in rows.items()}
+            key = "real_tccd_mean_delta_pp" if arm == "real" else "matched_random_mean_delta_pp"
+            assert 100 * fixed(table, 0.4).mean == pytest.approx(published["summary"][group][key], abs=1e-9)

@@ -14,6 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 from probes.statistics import (
     asymmetry,
     best,
+    clustered_interval,
     cv,
     difference_interval,
     fixed,
@@ -184,7 +185,7 @@ def test_ratio_without_a_vision_cost_is_not_estimable(which):
 
 
 @given(st.lists(st.floats(0, 1), max_size=40))
-@settings(max_examples=25)  # statsmodels collects garbage on each call
+@settings(max_examples=8, deadline=None)  # statsmodels collects garbage on each call
 def test_holm_equals_statsmodels_and_keeps_the_order(p_values):
     adjusted = holm(p_values)
     if p_values:
@@ -291,3 +292,48 @@ def test_asymmetry_keeps_its_sign():
 def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@given(outcomes, st.integers(0, 3))
+@settings(max_examples=40)
+def test_a_clustered_interval_holds_the_score_interval_and_mirrors(pair, seed):
+    before, after = pair
+    test = mcnemar(before, after)
+    low, high = clustered_interval(before, after, range(len(before)), n_resamples=500, seed=seed)
+    score = difference_interval(test.c, test.b, len(before))
+    assert -1 <= low <= score[0] <= score[1] <= high <= 1
+    mirrored = clustered_interval(after, before, range(len(before)), n_resamples=500, seed=seed)
+    # Percentiles of other draws: alike, not equal.
+    assert mirrored == pytest.approx((-high, -low), abs=0.1)
+
+
+def test_items_that_go_together_widen_the_interval():
+    before = np.zeros(400, bool)
+    after = np.arange(400) % 40 < 10  # ten whole images of forty were put right
+    images = np.arange(400) % 40
+    alone = clustered_interval(before, after, range(400))
+    together = clustered_interval(before, after, images)
+    assert alone == pytest.approx((0.21, 0.29), abs=0.01)
+    assert together == pytest.approx((0.125, 0.4), abs=0.03)
+
+
+def test_a_clustered_interval_covers_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        # 80 images with 5 questions each; an image's questions change together half of the time.
+        change = np.repeat(generator.random(80), 5)
+        own = generator.random(400)
+        value = np.where(np.repeat(generator.random(80) < 0.5, 5), change, own)
+        helped, harmed = value < 0.15, value > 0.95
+        before = (~helped & generator.integers(0, 2, 400).astype(bool)) | harmed
+        after = (before & ~harmed) | helped
+        low, high = clustered_interval(before, after, np.repeat(np.arange(80), 5), n_resamples=300)
+        covered += low <= 0.10 <= high
+    assert covered >= 180
+
+
+@pytest.mark.parametrize("bad", [[1, 2], [[1, 2, 3]]])
+def test_clusters_that_do_not_fit_are_refused(bad):
+    with pytest.raises(DataError, match="one label an item"):
+        clustered_interval([True, False, True], [True, True, True], bad)

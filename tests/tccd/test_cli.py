@@ -266,6 +266,7 @@ def test_a_broken_image_is_named(tmp_path, model_dir, bank_file):
         (" text = 8-10 , 9, 12 ", {"text": (8, 9, 10, 12)}),
         ("text=all,vision=2", {"text": None, "vision": (2,)}),
         ("all", {"text": None, "vision": None}),
+        ("4,8-9", {"text": (4, 8, 9), "vision": (4, 8, 9)}),
     ],
 )
 def test_layers(text, layers):
@@ -276,7 +277,7 @@ def test_layers(text, layers):
     ("text", "message"),
     [
         ("", "can't read ''"),
-        ("12", "can't read '12'"),
+        ("1x", "can't read '1x'"),
         ("text", "can't read 'text'"),
         ("text=", "can't read 'text='"),
         ("text=-1", "can't read 'text=-1'"),

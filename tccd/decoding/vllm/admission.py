@@ -77,8 +77,8 @@ def check(request: Any, vision_ids: tuple[int, ...]) -> None:
         raise VLLMValidationError(f"TCCD was not tested with {', '.join(sorted(set(modalities) - set(VISION)))}")
     if not modalities or tail_start(request.prompt_token_ids, vision_ids) is None:
         raise VLLMValidationError(
-            "TCCD contrasts against the prompt's text after its last image, and this prompt has no image; send one, "
-            "or leave the tccd_* parameters out"
+            "TCCD contrasts against the prompt's text after its last image, and this prompt has no image; send "
+            "one, or leave the tccd_* parameters out"
         )
 
 
@@ -99,9 +99,8 @@ def _extra_keys(original: Callable, request: Any, start: int, end: int, mm_index
 
 def _of(request: Any) -> tuple[int, str] | None:
     """Where a scheduler's request has its tail, and its cache key; worked out once."""
-    known = getattr(request, "_tccd", False)
-    if known is not False:
-        return known
+    if hasattr(request, "_tccd"):
+        return request._tccd
     params, key = request.sampling_params, None
     if params is not None and asked(params.extra_args):
         found = settings(params.extra_args, banks.loaded())

@@ -1,4 +1,4 @@
-"""What stops the engine before it loads anything: untested configurations, other versions, banks of another model."""
+"""What stops the engine before it loads: untested configurations, other releases, banks of another model."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import combine, contrast
@@ -28,7 +28,7 @@ class Contrast:
         language: its language model.
     """
 
-    def __init__(self, model: nn.Module, language: nn.Module) -> None:
+    def __init__(self, model: Any, language: Any) -> None:
         head = getattr(language, "logits_processor", None)
         #: Soft-capped logits are not linear in the states: both streams then go through the head.
         self.linear = head is not None and getattr(head, "soft_cap", 0) is None
@@ -72,7 +72,7 @@ class Contrast:
 
 
 def decided(clean: Tensor, erased: Tensor, config: TCCDConfig) -> Tensor:
-    """`contrast`, with implausible tokens far below the others instead of at minus infinity; shape (vocabulary,)."""
+    """`contrast`, but implausible tokens lie far below the others instead of at minus infinity, (vocabulary,)."""
     combined, _ = contrast(clean, erased, config)
     if config.beta == 0:
         return combined

@@ -83,7 +83,7 @@ class ErasedStream:
         BankMismatchError: a bank was fitted for another model.
     """
 
-    def __init__(self, model: nn.Module, vllm_config: VllmConfig, banks: Banks, device: torch.device) -> None:
+    def __init__(self, model: Any, vllm_config: VllmConfig, banks: Banks, device: torch.device) -> None:
         self.model, self.vllm_config, self.banks, self.device = model, vllm_config, banks, device
         self.language, decoder = _decoder(model)
         self.layers, self.norm = list(decoder.layers), decoder.norm
@@ -296,7 +296,7 @@ class ErasedStream:
         return torch.as_tensor(values, dtype=dtype).to(self.device, non_blocking=True)
 
 
-def _identity(vllm_config: VllmConfig, decoder: nn.Module, layers: int) -> ModelIdentity:
+def _identity(vllm_config: VllmConfig, decoder: Any, layers: int) -> ModelIdentity:
     known = identity(vllm_config)
     embedding = decoder.embed_tokens
     rows = getattr(embedding, "org_vocab_size", None)
@@ -305,7 +305,7 @@ def _identity(vllm_config: VllmConfig, decoder: nn.Module, layers: int) -> Model
     )
 
 
-def _decoder(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _decoder(model: Any) -> tuple[Any, Any]:
     name = type(model).__name__
     if not hasattr(model, "get_language_model"):
         raise UnsupportedModelError(f"{name} is no multimodal model with a language model. {_WITHOUT}")

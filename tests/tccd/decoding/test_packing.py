@@ -29,6 +29,21 @@ def test_causal_first_is_attention_under_the_packed_mask() -> None:
     assert (split[:, :, :9] == sdpa(*(s[:, :, :9] for s in states), is_causal=True, scale=0.2)).all()
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_streams_apart_are_attention_under_the_packed_mask(padded: bool) -> None:
+    clean = masks.causal(9, 0, 9, 0, torch.device("cpu")).repeat(2, 1, 1, 1)
+    if padded:
+        clean[0, :, :, :2] = False
+    columns = [(masks.Columns(torch.tensor(start), min(start)), 9 - min(start)) for start in ([4, 6], [3, 2**62])]
+    mask = masks.packed(clean, columns, 0, 0)
+    states = [torch.randn(2, 3, 9 + 5 + 6, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    whole = sdpa(*states, attn_mask=mask)
+    with packing.CausalFirst(9, mask, causal=not padded, streams=[(5, 6), (6, 9)]):
+        split = sdpa(*states, attn_mask=mask)
+    read = mask.any(-1).expand(-1, 3, -1)
+    torch.testing.assert_close(split[read], whole[read])
+
+
 def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[None]:
     calls: list[None] = []
     original = getattr(module, name)

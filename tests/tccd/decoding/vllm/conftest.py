@@ -27,7 +27,9 @@ class Checkpoint:
     bank: CentroidBank
     family: str
 
-    def ask(self, number: int, images: int = 1, words: int = 8, before: int = 3, extra: Any = None, **params: Any) -> Ask:
+    def ask(
+        self, number: int, images: int = 1, words: int = 8, before: int = 3, extra: Any = None, **params: Any
+    ) -> Ask:
         """A request: words, images of various sizes, words."""
         rng = np.random.default_rng(number)
 
@@ -58,7 +60,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if family not in made:
             from eval import zoo
 
-            folder = zoo.path("llava-competing") if family == "llava" else tmp_path_factory.mktemp(family) / "model"
+            folder = (
+                zoo.path("llava-competing") if family == "llava" else tmp_path_factory.mktemp(family) / "model"
+            )
             if family != "llava":
                 save(family, folder)
             made[family] = bank_for(folder, tmp_path_factory.mktemp("bank") / "bank.safetensors", family)

@@ -42,7 +42,7 @@ class Host:
     def __init__(
         self, model: Path, bank: str | None, v2: bool = False, env: dict[str, str] | None = None, **llm: Any
     ) -> None:
-        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115 - closed with the host
         address = tempfile.mktemp(suffix=".sock")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("TCCD_", "VLLM_"))}
         environment |= {
@@ -98,6 +98,8 @@ class Host:
 def _serve(address: str) -> None:
     if os.environ.get("TCCD_TEST_V2"):
         import tests.environment.vllm_v2_on_cpu  # noqa: F401 - before vLLM
+    if os.environ.get("TCCD_TEST_ABSENT"):
+        _hide()
     connection = Client(address, "AF_UNIX")
     model, options = connection.recv()
     from vllm import LLM
@@ -119,6 +121,18 @@ def _serve(address: str) -> None:
         except Exception as error:
             traceback.print_exc()
             connection.send((RuntimeError(f"{type(error).__name__}: {error}"), None))
+
+
+def _hide() -> None:
+    """As if tccd were not installed: its entry points are gone."""
+    import importlib.metadata as metadata
+
+    original = metadata.entry_points
+
+    def without(**params: Any) -> Any:
+        return metadata.EntryPoints(e for e in original(**params) if not e.value.startswith("tccd."))
+
+    metadata.entry_points = without  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from tests.tccd.decoding.vllm.host import Ask
 
 @dataclass(frozen=True)
 class Reply:
-    """Tokens and log-probabilities (steps, vocabulary) of each of a request's sequences, and what came with them."""
+    """Tokens and log-probabilities (steps, vocabulary) of each sequence of a request, and what came with them."""
 
     prompt: list[int]
     tokens: list[list[int]]

@@ -1,4 +1,4 @@
-"""Tiny random models on disk with their processors, as vLLM loads them: heads of 32, which its CPU kernels want."""
+"""Tiny random models on disk with their processors, as vLLM loads them: heads of 32, for its CPU kernels."""
 
 from __future__ import annotations
 

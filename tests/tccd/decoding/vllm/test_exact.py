@@ -67,7 +67,9 @@ def test_neighbours_make_no_difference(engine):
 def test_preempted_requests_are_as_exact(engine):
     if not engine.in_process:
         pytest.skip("the scheduler is in another process")
-    asks = [engine.checkpoint.ask(20 + i, images=1, words=40, extra=x, max_tokens=24) for i, x in enumerate(SETTINGS)]
+    asks = [
+        engine.checkpoint.ask(20 + i, images=1, words=40, extra=x, max_tokens=24) for i, x in enumerate(SETTINGS)
+    ]
     replies, preempted = engine.host.run(jobs.preempting, asks * 2)
     assert preempted > 0
     check(engine, asks * 2, replies)

@@ -1,0 +1,163 @@
+"""From a report to a recommendation: TCCD on at these settings, or off, judged on questions that chose nothing.
+
+Settings are chosen on some folds of the images and the gain of the choice is measured on the others, every fold
+in turn. So what is judged is the whole procedure, choosing included: the best of many settings on the very
+questions that it was chosen on always looks like a gain.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from probes.folds import OFF, choose, folds, held_out
+from probes.statistics import clustered_interval, mcnemar
+from tccd.errors import DataError
+
+SETTINGS = ("layer", "k", "bank", "alpha_interp", "alpha_cd", "beta", "gate", "gate_threshold", "gate_ramp")
+"""What makes a TCCD cell's setting."""
+FOLDS = 5
+LEVEL = 0.95
+SIGNIFICANT = 0.05
+
+
+def advise(
+    result: Mapping[str, Any], model: str | None = None, *, n_folds: int = FOLDS, seed: int = 0
+) -> dict[str, Any]:
+    """Recommend TCCD, on or off, for one model of a report.
+
+    "On" where the held-out gain's interval lies above zero and its exact McNemar test is below 0.05; "off"
+    otherwise. The settings recommended are those with the most right answers over all questions, of equals the
+    mildest (lowest `alpha_cd`, then the weakest erasure, then the highest layer).
+
+    Args:
+        result: a report with `tccd_cells` and `questions`; see `probes.report.schema`.
+        model: which of its models; may be None where it has one.
+        n_folds: folds of the images.
+        seed: of the folds.
+
+    Returns:
+        `{"model", "on", "settings": {...} or None, "reason", "n_settings", "n_images", "n_folds", "seed",
+        "held_out": {"n", "baseline", "accuracy", "delta", "ci95", "p_value", "helped", "harmed", "by_task"},
+        "chosen": [{"folds", "settings" or None}], "in_sample_delta": oracle upper bound}`. Accuracies are
+        fractions, `delta` = accuracy - baseline.
+
+    Raises:
+        DataError: the report holds no TCCD cells or outcomes for the model, or fewer images than folds.
+        ConfigError: fewer than two folds.
+    """
+    model = _which(result, model)
+    cells = mildest_first(_cells(result, model))
+    questions = result["questions"][model]
+    plain = outcomes_of(questions["right"])
+    outcomes = np.stack([outcomes_of(cell["right"]) for cell in cells])
+    images = np.array(questions["image_id"])
+    found = held_out(plain, outcomes, folds(images, n_folds, seed))
+    evidence = _gain(plain, found.outcomes, images)
+    evidence["by_task"] = _by_task(plain, found.outcomes, images, questions["task"])
+    choice = choose(plain, outcomes)
+    on = choice != OFF and evidence["ci95"][0] > 0 and evidence["p_value"] < SIGNIFICANT
+    return {
+        "model": model,
+        "on": bool(on),
+        "settings": settings_of(cells[choice]) if on else None,
+        "reason": _reason(evidence, found.chosen),
+        "n_settings": len(cells),
+        "n_images": len(np.unique(images)),
+        "n_folds": n_folds,
+        "seed": seed,
+        "held_out": evidence,
+        "chosen": [
+            {"folds": count, "settings": None if index == OFF else settings_of(cells[index])}
+            for index, count in Counter(found.chosen).most_common()
+        ],
+        "in_sample_delta": float(max(outcomes.mean(axis=1).max() - plain.mean(), 0.0)),
+    }
+
+
+def can_advise(result: Mapping[str, Any], model: str) -> bool:
+    """Whether the report holds what `advise` needs for the model, images for the folds included."""
+    questions = (result.get("questions") or {}).get(model)
+    return bool(questions and len(set(questions["image_id"])) >= FOLDS and _measured(result, model))
+
+
+def outcomes_of(right: str) -> np.ndarray:
+    """A report's string of 0 and 1 as booleans, shape (n,)."""
+    return np.frombuffer(right.encode(), dtype=np.uint8) == ord("1")
+
+
+def settings_of(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be set to decode as in a TCCD cell."""
+    gated = cell.get("gate") is not None
+    names = [name for name in SETTINGS if gated or not name.startswith("gate_")]
+    return {name: cell[name] for name in names if cell.get(name) is not None}
+
+
+def mildest_first(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """TCCD cells ordered by how much they change: contrast, then erasure, then layers run twice."""
+    return sorted(cells, key=lambda cell: (cell["alpha_cd"], -cell["alpha_interp"], -cell["layer"], cell["k"]))
+
+
+def _which(result: Mapping[str, Any], model: str | None) -> str:
+    names = list(result["models"])
+    if model is None and len(names) == 1:
+        return names[0]
+    if model is None or model not in names:
+        asked = "no model was named" if model is None else f"model {model!r} is not in the report"
+        raise DataError(f"{asked}; it holds {', '.join(names)}: name one of them")
+    return model
+
+
+def _measured(result: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
+    cells = [cell for cell in result.get("tccd_cells") or () if cell["model"] == model]
+    return [cell for cell in cells if cell.get("right")]
+
+
+def _cells(result: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
+    cells = _measured(result, model)
+    if not cells or model not in (result.get("questions") or {}):
+        raise DataError(
+            f"the report holds no outcomes of TCCD for {model}; measure them with "
+            "`tccd probe replacement --alpha-cd 0.5,1,2 ...`"
+        )
+    return cells
+
+
+def _gain(plain: np.ndarray, contrasted: np.ndarray, images: np.ndarray) -> dict[str, Any]:
+    test = mcnemar(plain, contrasted)
+    return {
+        "n": len(plain),
+        "baseline": float(plain.mean()),
+        "accuracy": float(contrasted.mean()),
+        "delta": float(contrasted.mean() - plain.mean()),
+        "ci95": list(clustered_interval(plain, contrasted, images, level=LEVEL)),
+        "p_value": test.p_value,
+        "helped": test.c,
+        "harmed": test.b,
+    }
+
+
+def _by_task(
+    plain: np.ndarray, contrasted: np.ndarray, images: np.ndarray, tasks: Sequence[str]
+) -> list[dict[str, Any]]:
+    names = np.array(tasks)
+    return [
+        {"task": str(task)} | _gain(plain[names == task], contrasted[names == task], images[names == task])
+        for task in np.unique(names)
+    ]
+
+
+def _reason(evidence: Mapping[str, Any], chosen: Sequence[int]) -> str:
+    low, high = (100 * bound for bound in evidence["ci95"])
+    told = f"held-out gain {100 * evidence['delta']:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+    if all(choice == OFF for choice in chosen):
+        return "no setting answered more questions right than plain decoding, on any fold"
+    if low <= 0:
+        return f"{told}: the interval is not above zero"
+    if evidence["p_value"] >= SIGNIFICANT:
+        return f"{told}, but the exact McNemar test says p = {evidence['p_value']:.2g}"
+    harmed = [row["task"] for row in evidence["by_task"] if row["ci95"][1] < 0]
+    return told + (f"; but it harms {', '.join(harmed)}" if harmed else "")

@@ -1,0 +1,162 @@
+"""`tccd probe advise` and `tccd probe compare`: what is made of reports that are there, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tccd.cli.console import AsJson, output, print_json
+from tccd.errors import ConfigError
+
+Report = Annotated[Path, typer.Argument(metavar="REPORT", help="report.json of a probe, or its folder.")]
+Reports = Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders.")]
+
+
+def advise(
+    report: Report,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A model of the report; all of them by default.")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the images: one judges, the others choose.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend TCCD on, at which settings, or off, with the evidence.
+
+    \b
+    Settings are chosen on some folds of the images and judged on the others.
+    "On" needs a held-out gain whose 95 % interval lies above zero.
+
+    \b
+    Examples:
+      tccd probe replacement --model ./model --bank bank.safetensors \\
+        --data easy-vqa --alphas 0,0.4 --alpha-cd 0.5,1,2 --out report
+      tccd probe advise report
+      tccd probe advise report/report.json --folds 10 --json
+    """
+    from probes.advise import advise as judge
+    from probes.compare import read_report
+
+    result = read_report(report)
+    wanted = list(result["models"]) if model is None else [model]
+    found = [judge(result, name, n_folds=folds, seed=seed) for name in wanted]
+    if as_json:
+        print_json({"advice": found})
+        return
+    for advice in found:
+        _show_advice(advice)
+
+
+def compare(
+    reports: Reports,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the page, its JSON and CSV.")],
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Title of the page.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put several models' reports in one table and one page.
+
+    \b
+    The models must have answered the same questions. Writes report.json,
+    report.html and CSV tables. With --json, prints the table.
+
+    \b
+    Examples:
+      tccd probe compare llava/report.json qwen/report.json --out compared
+      tccd probe compare reports/* --title "Three families" --out compared --json
+    """
+    from probes.compare import compare as merge
+    from probes.compare import read_report
+    from probes.report import write_report
+    from probes.report.summary import summarise
+    from probes.report.tables import flat_model
+
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; expected a folder for report.json and report.html")
+    if any(out.resolve() in (path.resolve(), path.resolve().parent) for path in reports):
+        raise ConfigError(
+            f"--out {out} holds a report that is compared, and would replace it; expected another folder"
+        )
+    merged = merge({str(path): read_report(path) for path in reports}, title)
+    files = write_report(merged, out)
+    summary = summarise(merged)
+    if as_json:
+        print_json({"models": [flat_model(row) for row in summary], "files": [str(file) for file in files]})
+    else:
+        _show_models(summary, files)
+
+
+def _show_advice(advice: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    console = output()
+    verdict = "[bold green]on[/]" if advice["on"] else "[bold]off[/]"
+    console.print(f"TCCD for {_plain(advice['model'])}: {verdict}", soft_wrap=True)
+    if advice["on"]:
+        console.print(
+            "  " + _plain(", ".join(f"{name} = {value}" for name, value in advice["settings"].items())),
+            soft_wrap=True,
+        )
+    console.print("  " + _plain(advice["reason"]), soft_wrap=True)
+    tried = f"{advice['n_settings']} settings, {advice['n_folds']} folds of {advice['n_images']} images"
+    flattering = f"in-sample gain (oracle upper bound) {100 * advice['in_sample_delta']:+.1f} points"
+    console.print(f"  {tried}; {flattering}", soft_wrap=True)
+    table = Table("Held out", "n", "Plain", "TCCD", "Gain", "95 % interval", "p")
+    held_out = advice["held_out"]
+    for row in ({"task": "all", **held_out}, *held_out["by_task"]):
+        low, high = row["ci95"]
+        table.add_row(
+            _plain(row["task"]),
+            str(row["n"]),
+            *(f"{100 * row[name]:.1f}" for name in ("baseline", "accuracy")),
+            f"{100 * row['delta']:+.1f}",
+            f"{100 * low:+.1f} to {100 * high:+.1f}",
+            f"{row['p_value']:.2g}",
+        )
+    console.print(table)
+
+
+def _show_models(summary: Sequence[dict[str, Any]], files: Sequence[Path]) -> None:
+    from rich.table import Table
+
+    from probes.report.tables import flat_model
+
+    measures = {
+        "Family": "family",
+        "Accuracy": "accuracy",
+        "Blind": "blind",
+        "Text cost": "text_cost",
+        "Vision cost": "vision_cost",
+        "Text cost / vision cost": "ratio",
+        "TCCD: fixed": "delta_fixed",
+        "TCCD: cv": "delta_cv",
+        "TCCD: leave-one-model-out": "delta_leave_one_model_out",
+        "TCCD: best (oracle upper bound)": "delta_best_oracle_upper_bound",
+        "TCCD: held out": "held_out_delta",
+        "Advice": "advice",
+    }
+    rows = [flat_model(row) for row in summary]
+    table = Table("Measure")
+    for row in rows:
+        table.add_column(_plain(row["model"]), justify="right", overflow="fold")
+    for title, key in measures.items():
+        table.add_row(title, *(_figure(key, row.get(key)) for row in rows))
+    console = output()
+    console.print(table)
+    for file in files:
+        console.print(str(file), markup=False, soft_wrap=True)
+
+
+def _figure(key: str, value: Any) -> str:
+    """Points where it is a fraction."""
+    if value is None or isinstance(value, str):
+        return _plain(value or "-")
+    return f"{value:.1f}" if key == "ratio" else f"{100 * value:.1f}"
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

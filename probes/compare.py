@@ -1,0 +1,163 @@
+"""Several models' reports as one: checked to have asked the same questions, merged, and shown side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from probes.report.schema import SCHEMA, validate
+from probes.statistics import holm
+from tccd.errors import ConfigError, DataError, TCCDError
+
+Result = Mapping[str, Any]
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read and check a report.
+
+    Args:
+        path: `report.json`, or the folder that holds it.
+
+    Raises:
+        DataError: not JSON, or values that can't be; names the file.
+        ConfigError: another schema version, or something missing; names the file.
+        OSError: no such file, or it can't be read.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "report.json"
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}); expected the report.json of `tccd probe`") from error
+    found = result.get("schema") if isinstance(result, dict) else None
+    if found != SCHEMA:
+        raise ConfigError(
+            f"{file} is a report of schema {found!r}; expected {SCHEMA!r}: measure it anew with this version"
+        )
+    try:
+        validate(result)
+    except TCCDError as error:
+        raise type(error)(f"{file}: {error}") from error
+    return result
+
+
+def compare(reports: Mapping[str, Result], title: str | None = None) -> dict[str, Any]:
+    """Merge reports over the same questions into one of the same schema, which `probes.report` writes.
+
+    p-values are adjusted anew, over all cells of all models.
+
+    Args:
+        reports: source, such as the file's name -> report, at least two.
+        title: of the merged report.
+
+    Raises:
+        ConfigError: fewer than two reports.
+        DataError: a model in two of them, or other questions asked.
+    """
+    if len(reports) < 2:
+        raise ConfigError(f"{len(reports)} report to compare; expected at least two")
+    _distinct(reports)
+    _same_data(reports)
+    models = [name for result in reports.values() for name in result["models"]]
+    merged: dict[str, Any] = {
+        "schema": SCHEMA,
+        "title": title or f"What each modality is worth to {len(models)} models",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(reports),
+        "config": {source: dict(result["config"]) for source, result in reports.items()},
+        "models": {name: model for result in reports.values() for name, model in result["models"].items()},
+        "cells": [],
+    }
+    for result in reports.values():
+        _append(merged, result)
+    for part in ("cells", "controls", "tccd_cells"):
+        _adjust(merged.get(part) or ())
+    return merged
+
+
+def _append(merged: dict[str, Any], result: Result) -> None:
+    """Add a report's parts; what counts cells counts on from those that are there."""
+    cells, contrasted = len(merged["cells"]), len(merged.get("tccd_cells") or ())
+    merged["cells"] += [dict(cell) for cell in result["cells"]]
+    parts: dict[str, list[dict[str, Any]]] = {
+        "tccd_cells": [dict(cell) for cell in result.get("tccd_cells") or ()],
+        "controls": [_shifted(control, ("cell", "against"), cells) for control in result.get("controls") or ()],
+        "examples": [
+            dict(example) | {"erased": [_shifted(e, ("cell",), cells) for e in example.get("erased") or ()]}
+            for example in result.get("examples") or ()
+        ],
+    }
+    for part, rows in parts.items():
+        if rows:
+            merged.setdefault(part, []).extend(rows)
+    for part in ("ratio", "tccd", "questions", "items"):
+        if result.get(part):
+            merged.setdefault(part, {}).update(result[part])
+    for model, protocols in (result.get("protocols") or {}).items():
+        shifted = [
+            {**p, "chosen": {task: index + contrasted for task, index in p["chosen"].items()}} for p in protocols
+        ]
+        merged.setdefault("protocols", {})[model] = shifted
+
+
+def _shifted(row: Mapping[str, Any], keys: Sequence[str], by: int) -> dict[str, Any]:
+    return {**row, **{key: row[key] + by for key in keys if row.get(key) is not None}}
+
+
+def _adjust(rows: Sequence[dict[str, Any]]) -> None:
+    tested = [row for row in rows if row["p_value"] is not None]
+    for row, adjusted in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
+        row["p_holm"] = float(adjusted)
+
+
+def _distinct(reports: Mapping[str, Result]) -> None:
+    seen: dict[str, str] = {}
+    for source, result in reports.items():
+        for model in result["models"]:
+            if model in seen:
+                raise DataError(
+                    f"{seen[model]} and {source} both report the model {model}; expected each model once"
+                )
+            seen[model] = source
+
+
+def _same_data(reports: Mapping[str, Result]) -> None:
+    """Every model answered the same questions: the same ids with the same answers, or one line of config."""
+    first_source, first = next(iter(reports.items()))
+    for source, result in reports.items():
+        if _asked(result) != _asked(first):
+            raise DataError(
+                f"{first_source} and {source} asked other questions ({_told(first)}; {_told(result)}); costs "
+                "compare only over the same: run the probe with the same --data, --split, --limit and --seed"
+            )
+
+
+def _asked(result: Result) -> Any:
+    questions = result.get("questions") or {}
+    if questions:
+        # Sorted: the order in which they were asked makes no difference.
+        of = next(iter(questions.values()))
+        return sorted(zip(of["id"], of["image_id"], of["answer"], strict=True))
+    return [result["config"].get(name) for name in ("data", "split", "data_revision", "limit", "seed", "prompt")]
+
+
+def _told(result: Result) -> str:
+    config = result["config"]
+    n = sorted({model["accuracy"]["n"] for model in result["models"].values()})
+    data = " ".join(str(config[key]) for key in ("data", "split") if config.get(key))
+    return f"{'/'.join(map(str, n))} of {data or 'unnamed data'}"
+
+
+def _versions(reports: Mapping[str, Result]) -> dict[str, str]:
+    """Each package's version, or versions where the reports differ."""
+    found: dict[str, list[str]] = {}
+    for result in reports.values():
+        for package, version in result["versions"].items():
+            if version not in found.setdefault(package, []):
+                found[package].append(version)
+    return {package: ", ".join(versions) for package, versions in found.items()}

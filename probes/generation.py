@@ -1,0 +1,67 @@
+"""Short answers by greedy generation: from the clean stream, from one erased stream, or from their contrast."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probes.scoring import normalised
+from tccd.decoder import Decoder
+from tccd.decoding.config import TCCDConfig
+from tccd.decoding.packing import Step
+from tccd.decoding.session import TCCDSession
+from tccd.decoding.streams import Erasure
+from tccd.decoding.twin import Session
+
+
+class ErasedSession(Session):
+    """Decodes from one erased stream alone; its tokens are fed to the clean one, which it needs the prefix of."""
+
+    def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
+        """The erased stream's states; before its first column both streams are one."""
+        return torch.cat([clean[:, : clean.shape[1] - erased[0].shape[1]], erased[0]], 1)
+
+
+@torch.no_grad()
+def generate_tokens(
+    decoder: Decoder,
+    inputs: dict[str, Any],
+    max_new_tokens: int,
+    erasure: Erasure | None = None,
+    config: TCCDConfig | None = None,
+) -> Tensor:
+    """Continue a batch of prompts greedily.
+
+    Args:
+        decoder: the model's parts.
+        inputs: a batch, left padded.
+        max_new_tokens: at most so many.
+        erasure: the erased stream; None continues from the clean one.
+        config: settings of the contrast with it; None continues from the erased stream alone.
+
+    Returns:
+        The new tokens, shape (batch, at most max_new_tokens).
+    """
+    model: Any = decoder.model
+    width = inputs["input_ids"].shape[1]
+    session: Session | None = None
+    if erasure is not None and config is None:
+        session = ErasedSession(decoder, (erasure,))
+    elif erasure is not None and config is not None:
+        session = TCCDSession(decoder, erasure, config, prompt_length=width)
+    # Greedy means greedy: a checkpoint's own penalties would be a second, unrecorded correction.
+    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    with nullcontext() if session is None else session.active():
+        tokens = model.generate(**inputs, **greedy, max_new_tokens=max_new_tokens, disable_compile=True)
+    return tokens[:, width:]
+
+
+def generate(
+    processor: Any, decoder: Decoder, inputs: dict[str, Any], max_new_tokens: int, **door: Any
+) -> list[str]:
+    """`generate_tokens` as normalised texts, one a row."""
+    tokens = generate_tokens(decoder, inputs, max_new_tokens, **door)
+    return [normalised(text) for text in processor.batch_decode(tokens, skip_special_tokens=True)]

@@ -1,0 +1,265 @@
+"""What one run of the replacement probe measures: cells, their controls, and settings of TCCD, as arms."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from probes.arms import Arm
+from probes.controls import matched_alpha, random_centroid, random_direction
+from tccd.centroids.bank import CentroidBank
+from tccd.decoding.config import TCCDConfig
+from tccd.decoding.huggingface import centroid_erasure
+from tccd.errors import ConfigError
+from tccd.modality import MODALITIES, SEGMENTS, Modality
+
+#: The published setting of TCCD, which the protocol `fixed` holds to.
+PUBLISHED = {"alpha_cd": 1.0, "alpha_interp": 0.4}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to measure; every combination is.
+
+    Attributes:
+        layers: modality -> decoder layers to erase at; None takes all that every bank holds.
+        alphas: values of `alpha_interp`: what erasure keeps of a state's offset from its centroid.
+        segments: modality -> segments to erase (`tccd.modality.SEGMENTS`); the first one where not given.
+        alpha_cd: strengths of contrast to measure TCCD at, beside the cells; none for no TCCD.
+        beta: plausibilities of TCCD.
+        gate: signal that gates TCCD, beside TCCD without a gate; None for none.
+        gate_thresholds: thresholds of the gate.
+        controls: whether each cell of the lowest alpha and the first segment gets its controls.
+        seed: of the controls' draws.
+
+    Raises:
+        ConfigError: a value is out of range or unknown, stands twice, or there is none.
+    """
+
+    layers: Mapping[str, Sequence[int]] | None = None
+    alphas: Sequence[float] = (0.0,)
+    segments: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    alpha_cd: Sequence[float] = ()
+    beta: Sequence[float] = (0.0,)
+    gate: str | None = None
+    gate_thresholds: Sequence[float] = (0.5,)
+    controls: bool = False
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("alphas", "alpha_cd", "beta", "gate_thresholds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values) or (not values and name != "alpha_cd"):
+                raise ConfigError(f"{name} = {list(values)}; expected at least one value, each once")
+        for alpha in self.alphas:
+            TCCDConfig(alpha_interp=alpha)  # the one place that knows the range
+        for modality, names in self.segments.items():
+            known = SEGMENTS.get(modality)  # type: ignore[call-overload]
+            unknown = [name for name in names if name not in (known or ())]
+            if known is None or unknown or not names or len(set(names)) < len(names):
+                raise ConfigError(
+                    f"segments of {modality}: {list(names)}; expected some, each once, of "
+                    + " and of ".join(f"{m}: {', '.join(s)}" for m, s in SEGMENTS.items())
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(replace(self, layers=dict(self.layers) if self.layers else None))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One erasure of one modality; what a report says of it beside its outcomes."""
+
+    modality: Modality
+    layer: int
+    bank: str
+    k: int
+    alpha_interp: float
+    segment: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control of one cell.
+
+    Attributes:
+        kind: one of `probes.report.schema.CONTROLS`.
+        of: number of the cell among the plan's.
+        cell: what was done instead.
+        against: number of the other modality's cell whose dose was matched.
+    """
+
+    kind: str
+    of: int
+    cell: Cell
+    against: int | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of TCCD; its layer and alpha_interp are in the config."""
+
+    bank: str
+    k: int
+    config: TCCDConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and the arms that do it: one a cell, then one a control, then one a setting."""
+
+    cells: list[Cell]
+    controls: list[Control]
+    settings: list[Setting]
+    arms: list[Arm]
+
+
+#: Arms -> the mean norm by which each moves a state, in the order of the arms.
+Measure = Callable[[Sequence[Arm]], Sequence[float]]
+
+
+def plan(model: Any, banks: Mapping[str, CentroidBank], grid: Grid, measure: Measure) -> Plan:
+    """Lay out a run.
+
+    Args:
+        model: the model, which the banks are checked against.
+        banks: by the name that reports give them.
+        grid: what to measure.
+        measure: asked for the dose of cells whose doses are matched, before the run.
+
+    Raises:
+        ConfigError: nothing to erase.
+        BankMismatchError: a bank was fitted for another model, or lacks a layer.
+    """
+    layers = _layers(model, banks, grid)
+    cells, arms = [], []
+    for modality in MODALITIES:
+        segments = grid.segments.get(modality, SEGMENTS[modality][:1])
+        for (name, bank), segment, layer in itertools.product(banks.items(), segments, layers.get(modality, ())):
+            k = len(bank.centroids(modality, layer))
+            for alpha in grid.alphas:
+                cells.append(Cell(modality, layer, name, k, alpha, segment))
+                arms.append(Arm(centroid_erasure(bank, layer, alpha, modality, segment)))
+    if not cells:
+        raise ConfigError(f"nothing to erase: layers = {layers}, banks {list(banks)}")
+    controls: list[Control] = []
+    if grid.controls:
+        for control, arm in _controls(banks, grid, cells, arms, measure):
+            controls.append(control)
+            arms.append(arm)
+    settings: list[Setting] = []
+    erasures = {cell: arm.erasure for cell, arm in zip(cells, arms, strict=False)}
+    for setting in _settings(banks, grid, layers.get("text", ())):
+        config = setting.config
+        assert config.layer is not None
+        key = Cell("text", config.layer, setting.bank, setting.k, config.alpha_interp, "all")
+        if key not in erasures:
+            erasures[key] = centroid_erasure(banks[setting.bank], config.layer, config.alpha_interp)
+        settings.append(setting)
+        arms.append(Arm(erasures[key], config))
+    if grid.alpha_cd and not settings:
+        raise ConfigError("alpha_cd asks for TCCD, which erases text, but no layer of text is asked for")
+    return Plan(cells, controls, settings, arms)
+
+
+def _layers(model: Any, banks: Mapping[str, CentroidBank], grid: Grid) -> dict[str, tuple[int, ...]]:
+    for bank in banks.values():
+        bank.check(model)
+    if grid.layers is not None:
+        return {modality: tuple(layers) for modality, layers in grid.layers.items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for modality in MODALITIES:
+        # Above the last layer nothing is left to run.
+        held = [set(bank.layers(modality)) - {bank.model.num_layers - 1} for bank in banks.values()]
+        found[modality] = tuple(sorted(set.intersection(*held)))
+    return found
+
+
+def _settings(banks: Mapping[str, CentroidBank], grid: Grid, layers: Sequence[int]) -> list[Setting]:
+    gates: list[dict[str, Any]] = [{}]
+    if grid.gate is not None:
+        gates += [{"gate": grid.gate, "gate_threshold": threshold} for threshold in grid.gate_thresholds]
+    # Weak contrast first: protocols break ties by order.
+    axes = itertools.product(sorted(grid.alpha_cd), grid.beta, gates, banks.items(), layers, grid.alphas)
+    return [
+        Setting(
+            name,
+            len(bank.centroids("text", layer)),
+            TCCDConfig(alpha_cd=alpha_cd, alpha_interp=alpha, layer=layer, beta=beta, **gate),
+        )
+        for alpha_cd, beta, gate, (name, bank), layer, alpha in axes
+    ]
+
+
+def _controls(
+    banks: Mapping[str, CentroidBank], grid: Grid, cells: Sequence[Cell], arms: Sequence[Arm], measure: Measure
+) -> list[tuple[Control, Arm]]:
+    found: list[tuple[Control, Arm]] = []
+    lowest = min(grid.alphas)
+    chosen = [
+        i
+        for i, cell in enumerate(cells)
+        if cell.alpha_interp == lowest
+        and cell.segment == grid.segments.get(cell.modality, SEGMENTS[cell.modality])[0]
+    ]
+    for i in chosen:
+        cell, erasure = cells[i], arms[i].erasure
+        vectors = banks[cell.bank].centroids(cell.modality, cell.layer)
+        draws = {"random-direction": random_direction, "random-centroid": random_centroid}
+        for kind, make in draws.items():
+            drawn = replace(erasure, replace=make(vectors, lowest, grid.seed))
+            found.append((Control(kind, i, cell), Arm(drawn)))
+        if cell.modality == "text":
+            found.append((Control("spare-answer", i, cell), Arm(replace(erasure, spare=1))))
+    return found + _matched(banks, cells, arms, chosen, measure)
+
+
+def _matched(
+    banks: Mapping[str, CentroidBank],
+    cells: Sequence[Cell],
+    arms: Sequence[Arm],
+    chosen: Sequence[int],
+    measure: Measure,
+) -> list[tuple[Control, Arm]]:
+    """The stronger cell of each pair of text and vision again, its dose lowered to the weaker one's."""
+    pairs = opposite([cells[i] for i in chosen])
+    if not pairs:
+        return []
+    doses = measure([arms[chosen[i]] for pair in pairs for i in pair])
+    found = []
+    for number, pair in enumerate(pairs):
+        both = sorted(zip(doses[2 * number : 2 * number + 2], pair, strict=True))
+        (weaker, other), (stronger, own) = both
+        # A dose of nothing, or of no position (not a number), can't be matched: the report's cells show it.
+        if not 0 < weaker <= stronger:
+            continue
+        cell = cells[chosen[own]]
+        alpha = matched_alpha(cell.alpha_interp, stronger, weaker)
+        erasure = centroid_erasure(banks[cell.bank], cell.layer, alpha, cell.modality, cell.segment)
+        control = Control("dose-matched", chosen[own], replace(cell, alpha_interp=alpha), chosen[other])
+        found.append((control, Arm(erasure)))
+    return found
+
+
+def opposite(cells: Sequence[Cell]) -> list[tuple[int, int]]:
+    """Pairs of numbers of (text, vision) cells to compare: the same bank and layer.
+
+    Where a bank has no layer in common for both, its middle text cell meets its middle vision cell: the published
+    protocol erases text and vision at different layers.
+    """
+    pairs = []
+    for bank in dict.fromkeys(cell.bank for cell in cells):
+        by = {
+            m: {c.layer: i for i, c in enumerate(cells) if (c.bank, c.modality) == (bank, m)} for m in MODALITIES
+        }
+        text, vision = by["text"], by["vision"]
+        common = sorted(set(text) & set(vision))
+        if common:
+            pairs += [(text[layer], vision[layer]) for layer in common]
+        elif text and vision:
+            middle = [found[sorted(found)[len(found) // 2]] for found in (text, vision)]
+            pairs.append((middle[0], middle[1]))
+    return pairs

@@ -1,0 +1,55 @@
+"""Off means off: without a bank, or without a TCCD request, vLLM is what it was, bit by bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.tccd.decoding.vllm import jobs
+from tests.tccd.decoding.vllm.conftest import on, start
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def engines(checkpoint):
+    pytest.importorskip("vllm")
+    served = checkpoint("qwen2_5_vl")
+    hosts = {
+        "absent": start(served, bank=None, env={"TCCD_TEST_ABSENT": "1"}),
+        "off": start(served, bank=None),
+        "idle": start(served),
+    }
+    yield served, hosts
+    for host in hosts.values():
+        host.close()
+
+
+def test_plain_requests_are_those_of_vanilla_vllm_bitwise(engines):
+    served, hosts = engines
+    asks = [served.ask(i, images=i % 3, words=5 + 8 * i, max_tokens=8) for i in range(6)]
+    replies = {name: host.run(jobs.generate, asks) for name, host in hosts.items()}
+    for name in ("off", "idle"):
+        for vanilla, ours in zip(replies["absent"], replies[name], strict=True):
+            assert vanilla.tokens == ours.tokens
+            assert np.array_equal(vanilla.logprobs[0], ours.logprobs[0])
+
+
+def test_parameters_without_a_bank_are_refused_and_not_ignored(engines):
+    served, hosts = engines
+    with pytest.raises(RuntimeError, match=r"VLLMValidationError.*runs without TCCD.*TCCD_BANK"):
+        hosts["off"].run(jobs.generate, [served.ask(7, extra=on())])
+
+
+def test_the_second_cache_is_what_the_plugin_costs_in_memory(checkpoint):
+    pytest.importorskip("vllm")
+    wide = {"num_gpu_blocks_override": None, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
+    served = checkpoint("qwen2_5_vl")
+    ours, vanilla = start(served, **wide), start(served, bank=None, **wide)
+    try:
+        blocks = ours.run(jobs.cache_blocks), vanilla.run(jobs.cache_blocks)
+    finally:
+        ours.close()
+        vanilla.close()
+    # 5 layers; those above the lowest bank layer, 1, have a second cache: 5 against 8.
+    assert blocks[0] / blocks[1] == pytest.approx(5 / 8, rel=0.01)

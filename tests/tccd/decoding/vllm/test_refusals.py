@@ -1,0 +1,157 @@
+"""What stops an engine before it starts: real configurations, made as `vllm serve` makes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tccd import CentroidBank
+from tccd.decoding.vllm.refusals import check_version
+from tccd.errors import ConfigError
+from tests.tccd.decoding.common import text_centroids
+from tests.tccd.decoding.vllm.host import ROOT
+from tests.tccd.decoding.vllm.models import tokenizer
+from tests.tiny import tiny
+
+vllm_needed = [pytest.mark.vllm, pytest.mark.slow]
+
+CONFIGS = """
+import json, sys
+from vllm.engine.arg_utils import EngineArgs
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+found = {}
+for name, options in json.loads(sys.argv[1]).items():
+    try:
+        EngineArgs(**options).create_engine_config()
+        found[name] = None
+    except Exception as error:
+        found[name] = f"{type(error).__name__}: {error}"
+print("FOUND", json.dumps(found))
+"""
+
+#: name in the message -> what asks for it
+UNTESTED: dict[str, dict[str, Any]] = {
+    "tensor parallelism": {"tensor_parallel_size": 2},
+    "pipeline parallelism": {"pipeline_parallel_size": 2},
+    "data parallelism": {"data_parallel_size": 2},
+    "speculative decoding": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+    "LoRA": {"enable_lora": True},
+    "KV connectors": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+    "a fp8_e5m2 KV cache": {"kv_cache_dtype": "fp8_e5m2"},
+    "prompt embeddings": {"enable_prompt_embeds": True},
+    "quantised weights": {"quantization": "fp8"},
+}
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TCCD_", "VLLM_"))}
+    offline = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    return kept | offline | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+
+
+def configure(bank: Path, options: dict[str, dict[str, Any]]) -> dict[str, str | None]:
+    done = subprocess.run(
+        [sys.executable, "-c", CONFIGS, json.dumps(options)],
+        env=environment(TCCD_BANK=str(bank)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    assert lines, done.stdout + done.stderr
+    return json.loads(lines[0].removeprefix("FOUND "))
+
+
+@pytest.fixture(scope="module")
+def text_only(tmp_path_factory):
+    import transformers as hf
+
+    folder = tmp_path_factory.mktemp("text") / "model"
+    config = hf.LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2
+    )
+    hf.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def refused(checkpoint, text_only):
+    pytest.importorskip("vllm")
+    served = checkpoint("qwen2_5_vl")
+    common = {"model": str(served.folder), "dtype": "float32", "max_model_len": 256}
+    options = {name: common | asked for name, asked in UNTESTED.items()}
+    options["text-only models"] = common | {"model": str(text_only)}
+    options["fine"] = common
+    return configure(served.file, options)
+
+
+class TestConfigurations:
+    pytestmark = vllm_needed
+
+    @pytest.mark.parametrize("name", [*UNTESTED, "text-only models"])
+    def test_untested_ones_are_refused_by_name(self, refused, name):
+        assert refused[name] is not None
+        assert name in refused[name]
+        assert "Start vLLM without TCCD_BANK" in refused[name]
+
+    def test_a_tested_one_is_not(self, refused):
+        assert refused["fine"] is None
+
+    def test_a_bank_of_another_size(self, checkpoint, tmp_path):
+        served = checkpoint("qwen2_5_vl")
+        bank = CentroidBank.from_arrays(tiny("llava", layers=7), {("text", 6): text_centroids()})
+        bank.save(tmp_path / "other.safetensors")
+        options = {"model": str(served.folder), "dtype": "float32", "max_model_len": 256}
+        found = configure(tmp_path / "other.safetensors", {"x": options})["x"]
+        assert found is not None
+        assert "bank 'default': the bank was fitted for another model (number of layers: bank 7, model 5" in found
+
+    def test_the_command_line_gets_one_clear_line(self, checkpoint, tmp_path):
+        served = checkpoint("qwen2_5_vl")
+        bank = CentroidBank.from_arrays(tiny("llava", layers=7), {("text", 6): text_centroids()})
+        bank.save(tmp_path / "other.safetensors")
+        command = Path(sys.executable).with_name("vllm")
+        for value, expected in (
+            (str(tmp_path / "other.safetensors"), "tccd: bank 'default': the bank was fitted for another model"),
+            (str(tmp_path / "none.safetensors"), "tccd: TCCD_BANK, bank 'default':"),
+        ):
+            done = subprocess.run(
+                [command, "serve", str(served.folder), "--dtype", "float32", "--max-model-len", "256"],
+                env=environment(TCCD_BANK=value),
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert done.returncode == 1
+            assert "Traceback" not in done.stderr
+            assert done.stderr.strip().splitlines()[-1].startswith(expected)
+
+    def test_other_weights_of_the_same_shape_stop_the_engine(self, checkpoint, tmp_path):
+        from tests.tccd.decoding.vllm.conftest import start
+
+        served = checkpoint("qwen2_5_vl")
+        other = tiny("qwen2_5_vl", seed=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+        bank = CentroidBank.from_arrays(other, {("text", 2): torch.as_tensor(text_centroids())})
+        bank.save(tmp_path / "other.safetensors")
+        with pytest.raises(RuntimeError, match=r"bank 'default': .*embeddings: bank"):
+            start(served, bank=str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize("found", ["0.31.9", "0.33.0", "1.0", "0.32.0rc1.dev3", "0.32.1+cpu"])
+def test_releases(found):
+    if found.startswith("0.32"):
+        check_version(found)
+        return
+    with pytest.raises(ConfigError, match=r"vLLM >=0.32,<0.33, found "):
+        check_version(found)
