@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def open_split(source: str, split: str | None, revision: str | None) -> HubSplit
     except Exception as error:
         looked = "as a folder of data files" if local else "as a data-set id on the Hugging Face hub"
         raise DataError(
-            f"can't open {source!r} {looked}: {_reason(error)}. Data sources are easy-vqa, a folder of "
+            f"can't open {source!r} {looked}: {reason(error)}. Data sources are easy-vqa, a folder of "
             "images, a .jsonl manifest, or a data-set id as owner/name or owner/name:configuration"
         ) from error
     names = list(splits)
@@ -127,7 +128,7 @@ def _rows(rows: Any, hub: HubSplit) -> Iterator[dict[str, Any]]:
     try:
         yield from rows
     except Exception as error:  # see open_split
-        raise DataError(f"reading {hub.name} split {hub.split} failed: {_reason(error)}") from error
+        raise DataError(f"reading {hub.name} split {hub.split} failed: {reason(error)}") from error
 
 
 def _named_label(row: dict[str, Any], features: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -140,23 +141,35 @@ def _named_label(row: dict[str, Any], features: dict[str, Any], columns: Mapping
     return {**row, column: names[value] if value >= 0 else None}
 
 
-def _keep(value: Any, folder: Path, where: str) -> str:
-    """Write an image as it came into the folder, once; return the hash that is its file name."""
+def encoded_image(value: Any, where: str) -> bytes:
+    """The image file behind a cell of an image column, as it came; as PNG where it is decoded already.
+
+    Args:
+        value: the cell: `{"bytes": ..., "path": ...}`, or a PIL image.
+        where: the place, for errors.
+
+    Raises:
+        DataError: the cell holds something else, or the file that it names can't be read.
+    """
     if isinstance(value, Image.Image):  # a column whose type datasets did not know beforehand
-        path = folder / "decoded.png"
-        value.save(path)
-        data = path.read_bytes()
-    elif isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        data = value["bytes"]
-    elif isinstance(value, dict) and isinstance(value.get("path"), str):
+        file = io.BytesIO()
+        value.save(file, format="PNG")
+        return file.getvalue()
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return value["bytes"]
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
         # A local path, or an address whose protocol huggingface_hub and datasets made known to fsspec.
         try:
             with require("fsspec", "data").open(value["path"], "rb") as file:
-                data = file.read()
+                return file.read()
         except OSError as error:
-            raise DataError(f"{where}: can't read image {value['path']}: {_reason(error)}") from error
-    else:
-        raise DataError(f"{where} holds {type(value).__name__}; expected one image")
+            raise DataError(f"{where}: can't read image {value['path']}: {reason(error)}") from error
+    raise DataError(f"{where} holds {type(value).__name__}; expected one image")
+
+
+def _keep(value: Any, folder: Path, where: str) -> str:
+    """Write an image as it came into the folder, once; return the hash that is its file name."""
+    data = encoded_image(value, where)
     name = hashlib.sha256(data).hexdigest()[:16]
     if not (folder / name).exists():
         (folder / name).write_bytes(data)
@@ -175,6 +188,7 @@ class _Spooled:
         return open_image(Path(self.folder.name, self.name), f"of {self.where}")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """An error of another library in one line, for an error of ours."""
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tccd.data.benchmarks import BENCHMARKS, read_benchmark
+from tccd.data.digits import read_digits
 from tccd.data.easy_vqa import read_easy_vqa
 from tccd.data.hub import open_split, read_split
 from tccd.data.local import read_folder, read_manifest
@@ -15,9 +17,10 @@ from tccd.data.sample import Sample, Samples
 from tccd.errors import DataError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_BUILT_IN = {"easy-vqa": read_easy_vqa, "digits": read_digits}
 _SOURCES = (
-    "expected easy-vqa, a folder of images, a JSON lines manifest (*.jsonl), or the id of a data set on the "
-    "Hugging Face hub (owner/name or owner/name:configuration)"
+    f"expected {', '.join((*_BUILT_IN, *BENCHMARKS))}, a folder of images, a JSON lines manifest (*.jsonl), "
+    "or the id of a data set on the Hugging Face hub (owner/name or owner/name:configuration)"
 )
 
 
@@ -38,27 +41,31 @@ def load_samples(
     Args:
         source: one of
             - `easy-vqa`: the PyPI package (extra `data`);
+            - `digits`: questions about scikit-learn's handwritten digits (extra `sklearn`);
+            - a benchmark of `tccd.data.benchmarks` by its name (extra `data`): `blink`, `mmvp`, `cv-bench`,
+              `pope`, `scienceqa-img`, `medblink`;
             - a folder of images, searched with the folders below it; the prompt is the published fit's, there
               are no answers;
             - a JSON lines manifest (`*.jsonl`) with `image` (path relative to the manifest), `prompt`, and
               optionally `answer`, `choices`, `task`, `id`;
             - a data set for the `datasets` library (extra `data`), streamed: `owner/name` or
               `owner/name:configuration` on the hub, or a local folder with parquet files or a metadata file.
-        split: of easy-vqa `test` (when None) or `train`; of a data set, needed where it has several.
+        split: of easy-vqa and digits `test` (when None) or `train`; of a benchmark the published one (when
+            None) or another; of a data set, needed where it has several.
         limit: at most so many samples, after `images` and `per_image`.
         images: at most so many distinct images, with all their samples (in a streamed data set, those that
             come before the first of a further image).
         per_image: at most so many samples of each image.
         seed: draws images and samples at random rather than from the start; the source's order is kept. A
             streamed data set is shuffled by shard and within a buffer instead, which is only near to uniform.
-        revision: branch, tag or commit of a data set on the hub.
+        revision: branch, tag or commit of a data set on the hub; of a benchmark its pinned commit when None.
         prompt: asked about every image instead of the source's own prompts.
         columns: which column or key holds `image`, `prompt`, `answer`, `choices`, `task`, `id`, where it is
             named otherwise; None leaves a field out. For manifests and data sets.
 
     Raises:
         DataError: the source is unknown, empty or malformed, or an argument doesn't fit it.
-        MissingExtraError: the source needs the extra `data`.
+        MissingExtraError: the source needs the extra `data` or `sklearn`.
 
     Example:
         >>> from tccd.data import load_samples
@@ -81,10 +88,13 @@ def load_samples(
     commit: str | None = None
     streamed = False
     found: Iterable[Sample]
-    if source == "easy-vqa":
-        refuse("easy-vqa", revision=revision, columns=columns)
+    if source in _BUILT_IN:
+        refuse(source, revision=revision, columns=columns)
         split = split or "test"
-        found = read_easy_vqa(split, prompt)
+        found = _BUILT_IN[source](split, prompt)
+    elif source in BENCHMARKS:
+        refuse(source, columns=columns)
+        found, split, commit = read_benchmark(BENCHMARKS[source], split, revision, prompt)
     elif path.is_dir() and not _holds_data_set(path):
         refuse("a folder of images", split=split, revision=revision, columns=columns)
         found = read_folder(path, prompt)
@@ -107,7 +117,8 @@ def load_samples(
     items = _take(found, limit, images, per_image, None if streamed else seed, streamed)
     if not items:
         raise DataError(f"{source} holds no samples")
-    name = path.resolve().name if source != "easy-vqa" and path.exists() else source
+    named = source in _BUILT_IN or source in BENCHMARKS
+    name = path.resolve().name if not named and path.exists() else source
     return Samples(items, source=name, split=split, revision=commit)
 
 

@@ -92,18 +92,18 @@ def read_fields(row: Mapping[str, Any], columns: Mapping[str, str], prompt: str 
     if prompt is None:
         prompt = values.get("prompt")
         if not is_text(prompt) or not prompt.strip():
-            raise DataError(f"{where}: {columns['prompt']} is {_shown(prompt)}; expected a text that is not empty")
+            raise DataError(f"{where}: {columns['prompt']} is {shown(prompt)}; expected a text that is not empty")
     choices = values.get("choices")
     if choices is not None:
         if not isinstance(choices, list | tuple) or not choices or not all(map(is_text, choices)):
-            raise DataError(f"{where}: {columns['choices']} is {_shown(choices)}; expected a list of texts")
+            raise DataError(f"{where}: {columns['choices']} is {shown(choices)}; expected a list of texts")
         if len(set(choices)) != len(choices):
-            raise DataError(f"{where}: {columns['choices']} repeats a choice: {_shown(choices)}")
+            raise DataError(f"{where}: {columns['choices']} repeats a choice: {shown(choices)}")
         choices = tuple(choices)
     task, key = values.get("task"), values.get("id")
     for name, value in (("task", task), ("id", key)):
         if value is not None and not is_text(value) and type(value) is not int:
-            raise DataError(f"{where}: {columns[name]} is {_shown(value)}; expected a text or an integer")
+            raise DataError(f"{where}: {columns[name]} is {shown(value)}; expected a text or an integer")
     answer = _answer(values.get("answer"), choices, columns.get("answer", "answer"), where)
     return Fields(
         id=None if key is None else str(key),
@@ -123,7 +123,7 @@ def _answer(answer: Any, choices: tuple[str, ...] | None, column: str, where: st
         return choices[answer]
     if not is_text(answer):
         raise DataError(
-            f"{where}: {column} is {_shown(answer)}; expected a text, or the number of a choice, from 0"
+            f"{where}: {column} is {shown(answer)}; expected a text, or the number of a choice, from 0"
         )
     if choices is not None and answer not in choices:
         raise DataError(
@@ -140,7 +140,8 @@ def is_text(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a row in an error: its type and its beginning."""
     if value is None:
         return "missing"
     text = repr(value)

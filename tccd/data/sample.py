@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import IO, overload
 
 from PIL import Image, ImageOps
 
@@ -22,8 +22,8 @@ class Sample:
         image_id: the same for all samples about one image.
         prompt: the question, without image tokens or chat template.
         answer: the right answer; None where the source has none.
-        choices: the answers to choose among, `answer` one of them; None for an open question. They are not
-            part of `prompt`.
+        choices: the answers to choose among, `answer` one of them; None for an open question. Nothing adds them
+            to `prompt`: where they are letters, it says what each stands for.
         task: the kind of question, by which results are grouped; None where the source tells none.
         load: reads the image, anew at each call.
 
@@ -92,11 +92,11 @@ class Samples(Sequence[Sample]):
         return iter(self.items)
 
 
-def open_image(path: Path, name: str | None = None) -> Image.Image:
+def open_image(path: Path | IO[bytes], name: str | None = None) -> Image.Image:
     """Read an image file whole, turned upright as its EXIF orientation says.
 
     Args:
-        path: the file.
+        path: the file, or its content opened.
         name: what to call it in an error; its path when None.
 
     Raises:
