@@ -16,6 +16,7 @@ demo: $(DEMO)/.installed
 	$(DEMO)/bin/python -m eval.demo
 
 test: $(TEST)/.installed
+	@if [ -e $(TEST)/no-vllm ]; then echo "NOT RUN: every test marked vllm, because $$(cat $(TEST)/no-vllm)"; fi
 	$(TEST)/bin/python -m pytest $(ARGS)
 
 lint: $(TEST)/.installed

@@ -8,6 +8,7 @@ from typing import Any
 
 from tccd.decoding.vllm import banks, metrics
 from tccd.decoding.vllm.settings import Settings, asked, settings, tail_start
+from tccd.errors import TCCDError
 from tccd.modality import vision_token_ids
 
 VISION = ("image", "video", "vision_chunk")
@@ -44,6 +45,29 @@ def install() -> None:
     original = kv_cache_utils.generate_block_hash_extra_keys
     for module in (kv_cache_utils, block_pool):
         module.generate_block_hash_extra_keys = functools.wraps(original)(functools.partial(_extra_keys, original))
+
+
+def install_http() -> None:
+    """Refuse beam search with TCCD in a server, whose requests would lose their `vllm_xargs` on the way."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.exceptions import VLLMValidationError
+
+    for kind in (ChatCompletionRequest, CompletionRequest):
+        original = kind.to_beam_search_params
+        if getattr(original, "tccd", False):
+            continue
+
+        @functools.wraps(original)
+        def to_beam_search_params(self: Any, *args: Any, _original: Callable = original, **kwargs: Any) -> Any:
+            if asked(self.vllm_xargs):
+                raise VLLMValidationError(
+                    "vLLM's beam search drops vllm_xargs: leave use_beam_search or tccd_* out"
+                )
+            return _original(self, *args, **kwargs)
+
+        to_beam_search_params.tccd = True  # type: ignore[attr-defined]
+        kind.to_beam_search_params = to_beam_search_params
 
 
 def _forget_images(cache: Any, prompt: Any, request: Any) -> None:
@@ -102,11 +126,14 @@ def _of(request: Any) -> tuple[int, str] | None:
     if hasattr(request, "_tccd"):
         return request._tccd
     params, key = request.sampling_params, None
-    if params is not None and asked(params.extra_args):
-        found = settings(params.extra_args, banks.loaded())
-        tail = tail_start(request.prompt_token_ids or (), _vision_ids) if found else None
-        if found is not None and tail is not None:
-            key = tail, cache_key(found, tail)
+    found = (
+        settings(params.extra_args, banks.loaded()) if params is not None and asked(params.extra_args) else None
+    )
+    if found is not None:
+        tail = tail_start(request.prompt_token_ids or (), _vision_ids)
+        if tail is None:  # unmarked blocks would pass plain states off as erased ones
+            raise TCCDError(f"TCCD request {request.request_id} has no vision token among {list(_vision_ids)}")
+        key = tail, cache_key(found, tail)
     request._tccd = key
     return key
 

@@ -38,13 +38,18 @@ def register() -> None:
 
 
 def _check_early() -> None:
-    """Check every engine's configuration: in the front end before any process starts, and in the engine."""
+    """Check every engine's configuration: in the front end before any process starts, and in the engine.
+
+    The engine's own start is under way when it loads plugins, so its scheduler's is taken.
+    """
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from tccd.decoding.vllm import admission
 
     if getattr(EngineArgs.create_engine_config, "tccd", False):
         return
-    create, start = EngineArgs.create_engine_config, EngineCore.__init__
+    create, start = EngineArgs.create_engine_config, Scheduler.__init__
 
     @functools.wraps(create)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,6 +58,7 @@ def _check_early() -> None:
             check(config)
         except TCCDError as error:
             _stop(error)
+        admission.install_http()
         return config
 
     @functools.wraps(start)
@@ -62,7 +68,7 @@ def _check_early() -> None:
 
     create_engine_config.tccd = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = create_engine_config
-    EngineCore.__init__ = __init__
+    Scheduler.__init__ = __init__
 
 
 def check(config: Any) -> None:
@@ -81,7 +87,7 @@ def check(config: Any) -> None:
 
 
 def _stop(error: TCCDError) -> NoReturn:
-    """One clear line on the command line; the exception for a program that called us."""
-    if Path(sys.argv[0]).name == "vllm":
+    """One clear line for a server's operator; the exception for a program that called us."""
+    if Path(sys.argv[0]).name in ("vllm", "api_server.py"):
         sys.exit(f"tccd: {error}")
     raise error

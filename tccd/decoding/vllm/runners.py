@@ -17,7 +17,7 @@ from tccd.decoding.vllm import banks
 from tccd.decoding.vllm.batch import Chunk, Plan, Request, plan
 from tccd.decoding.vllm.settings import settings, tail_start
 from tccd.decoding.vllm.stream import ErasedStream
-from tccd.errors import TCCDError
+from tccd.errors import TCCDError, UnsupportedModelError
 from tccd.modality import vision_token_ids
 
 #: The runner that is in `execute_model` now, with its state; one thread of a process runs a model.
@@ -112,6 +112,8 @@ def install() -> None:
             _wrap(runner, "load_model", _load_model)
     for runner in (V1, v2.GPUModelRunner):
         _wrap(runner, "execute_model", _execute_model)
+        _wrap(runner, "profile_run", _profile_run)
+        _wrap(runner, "reload_weights", _reload_weights)
         _wrap(runner, "shutdown", _shutdown)
     _wrap(V1, "_model_forward", _v1_forward)
     _wrap(v2.GPUModelRunner, "prepare_attn", _v2_prepare_attn)
@@ -136,16 +138,38 @@ def _load_model(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> A
     if runner not in _states:  # CPUModelRunner's own load_model may call the one it overrides
         _states[runner] = state = RunnerState(runner)
         if _is_v2(runner):
-            forward = runner.model.forward
-
-            @functools.wraps(forward)
-            def model_forward(*args: Any, **kwargs: Any) -> Any:
-                if _now is not state:
-                    return forward(*args, **kwargs)
-                return state.forward(runner.attn_groups, lambda: forward(*args, **kwargs))
-
-            runner.model.forward = model_forward
+            _v2_model(state, runner)
     return result
+
+
+def _v2_model(state: RunnerState, runner: Any) -> None:
+    """V2 has no method around the model's call, so its model's own `forward` is wrapped."""
+    model = runner.model
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def model_forward(*args: Any, **kwargs: Any) -> Any:
+        if _now is not state:
+            return forward(*args, **kwargs)
+        return state.forward(runner.attn_groups, lambda: forward(*args, **kwargs))
+
+    model.forward = model_forward
+
+
+def _profile_run(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Let vLLM see how much memory a step takes whose rows are all erased, before it gives the rest to the cache."""
+    result = original(runner, *args, **kwargs)
+    state = _states.get(runner)
+    if state is not None:
+        with state.stream.all_rows_erased():
+            original(runner, *args, **kwargs)
+    return result
+
+
+def _reload_weights(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    if runner in _states:
+        raise UnsupportedModelError("TCCD was not tested with weights that change while the engine runs")
+    return original(runner, *args, **kwargs)
 
 
 def _execute_model(original: Callable, runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:

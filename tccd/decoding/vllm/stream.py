@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig, set_current_vllm_config
@@ -164,6 +165,39 @@ class ErasedStream:
         context = get_forward_context()
         step = self.prepare(plan, block_table)
         self._metadata(step, block_table, groups, context)
+        with self._switched_on(step, context):
+            yield
+        last = self._tensor(plan.last, torch.int64)
+        # The fused norm writes into what it is given: these are copies.
+        normed, _ = self.norm(step.hidden[last], step.residual[last])
+        self.contrast.expect(plan.chunks, normed)
+        for chunk in plan.chunks:
+            chunk.request.started = True
+
+    @contextmanager
+    def all_rows_erased(self) -> Iterator[None]:
+        """Run every row of the forwards inside twice: the most memory that a step can take, for profiling."""
+        own = vars(self.model).get("forward")
+        forward = self.model.forward
+
+        def twice(*args: Any, **kwargs: Any) -> Any:
+            positions = kwargs["positions"]
+            rows = np.arange(positions.shape[-1])
+            plan = Plan((), rows, np.array([0], dtype=np.int32), np.array([], dtype=np.int32), ())
+            with self._switched_on(Step(plan, self._tensor(rows, torch.int64), {}, None), get_forward_context()):
+                return forward(*args, **kwargs)
+
+        self.model.forward = twice
+        try:
+            yield
+        finally:
+            if own is None:
+                del self.model.forward
+            else:
+                self.model.forward = own
+
+    @contextmanager
+    def _switched_on(self, step: Step, context: ForwardContext) -> Iterator[None]:
         # The compiled model and its CUDA graphs know nothing of erased rows: this step runs the modules.
         context.skip_compiled = True
         context.cudagraph_runtime_mode = type(context.cudagraph_runtime_mode).NONE
@@ -176,12 +210,6 @@ class ErasedStream:
             for module, _ in self._patches:
                 del module.forward
             self._step = None
-        last = self._tensor(plan.last, torch.int64)
-        # The fused norm writes into what it is given: these are copies.
-        normed, _ = self.norm(step.hidden[last], step.residual[last])
-        self.contrast.expect(plan.chunks, normed)
-        for chunk in plan.chunks:
-            chunk.request.started = True
 
     def _metadata(
         self, step: Step, block_table: Tensor, groups: list[list[AttentionGroup]], context: ForwardContext

@@ -130,7 +130,8 @@ def _hide() -> None:
     original = metadata.entry_points
 
     def without(**params: Any) -> Any:
-        return metadata.EntryPoints(e for e in original(**params) if not e.value.startswith("tccd."))
+        found = original(**params)
+        return metadata.EntryPoints(e for e in found if not e.value.startswith("tccd.")) if params else found
 
     metadata.entry_points = without  # type: ignore[assignment]
 

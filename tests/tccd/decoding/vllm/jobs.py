@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +61,18 @@ def reply(output: Any, vocabulary: int) -> Reply:
 def generate(llm: Any, asks: list[Ask], fresh: bool = True) -> list[Reply]:
     """All requests at once; `fresh` empties the prefix cache first."""
     if fresh:
-        assert llm.reset_prefix_cache()
+        forget(llm)
     outputs = llm.generate([prompt(a) for a in asks], [params(a) for a in asks], use_tqdm=False)
     return [reply(output, vocabulary(llm)) for output in outputs]
+
+
+def forget(llm: Any) -> None:
+    """Empty the prefix cache; an engine in another process frees the last request's blocks a moment later."""
+    for _ in range(100):
+        if llm.reset_prefix_cache():
+            return
+        time.sleep(0.05)
+    raise AssertionError("blocks are still in use")
 
 
 def vocabulary(llm: Any) -> int:

@@ -10,7 +10,6 @@ import random
 import re
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import pytest
 
 from tests.tccd.decoding.vllm.conftest import SMALL
 from tests.tccd.decoding.vllm.host import ROOT
-from tests.tccd.decoding.vllm.test_refusals import environment
+from tests.tccd.decoding.vllm.test_refusals import environment, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -70,7 +69,7 @@ def server(checkpoint):
     for name in ("dtype", "max_model_len", "max_num_batched_tokens", "block_size", "max_logprobs"):
         flags += ["--" + name.replace("_", "-"), str(SMALL[name])]
     flags += ["--max-num-seqs", "16", "--num-gpu-blocks-override", "64"]
-    command = [Path(sys.executable).with_name("vllm"), "serve", str(served.folder), *flags]
+    command = [*serve(served.folder), *flags]
     with tempfile.NamedTemporaryFile("w", suffix=".log", delete=False) as log:
         process = subprocess.Popen(
             command,
@@ -209,7 +208,6 @@ def test_many_requests_at_once(server):
 
     before, after = asyncio.run(everything())
     assert outcome == {"answered": 192, "cancelled": 24, "refused": 24}
-    # Plain and contrasted answers differ, or equality would prove little.
     assert after - before < 100 * 2**20, f"resident memory grew by {(after - before) / 2**20:.0f} MiB"
     assert counted(server.url, "tccd_requests_total") >= tccd_requests > 100
     assert counted(server.url, "tccd_generation_tokens_total") >= tccd_tokens > 500
