@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from probes.bootstrap import clustered_interval
 from probes.folds import OFF, choose, folds, held_out
-from probes.statistics import clustered_interval, mcnemar
+from probes.outcomes import by_task, gain, outcomes_of
+from probes.protocols import mildest_first, settings_of
+from probes.statistics import SIGNIFICANT
 from tccd.errors import DataError
 
-SETTINGS = ("layer", "k", "bank", "alpha_interp", "alpha_cd", "beta", "gate", "gate_threshold", "gate_ramp")
-"""What makes a TCCD cell's setting."""
 FOLDS = 5
-LEVEL = 0.95
-SIGNIFICANT = 0.05
 
 
 def advise(
@@ -57,7 +56,10 @@ def advise(
     images = np.array(questions["image_id"])
     found = held_out(plain, outcomes, folds(images, n_folds, seed))
     evidence = _gain(plain, found.outcomes, images)
-    evidence["by_task"] = _by_task(plain, found.outcomes, images, questions["task"])
+    evidence["by_task"] = [
+        {"task": task} | _gain(plain[at], found.outcomes[at], images[at])
+        for task, at in by_task(questions["task"])
+    ]
     choice = choose(plain, outcomes)
     on = choice != OFF and evidence["ci95"][0] > 0 and evidence["p_value"] < SIGNIFICANT
     return {
@@ -82,23 +84,6 @@ def can_advise(result: Mapping[str, Any], model: str) -> bool:
     """Whether the report holds what `advise` needs for the model, images for the folds included."""
     questions = (result.get("questions") or {}).get(model)
     return bool(questions and len(set(questions["image_id"])) >= FOLDS and _measured(result, model))
-
-
-def outcomes_of(right: str) -> np.ndarray:
-    """A report's string of 0 and 1 as booleans, shape (n,)."""
-    return np.frombuffer(right.encode(), dtype=np.uint8) == ord("1")
-
-
-def settings_of(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be set to decode as in a TCCD cell."""
-    gated = cell.get("gate") is not None
-    names = [name for name in SETTINGS if gated or not name.startswith("gate_")]
-    return {name: cell[name] for name in names if cell.get(name) is not None}
-
-
-def mildest_first(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """TCCD cells ordered by how much they change: contrast, then erasure, then layers run twice."""
-    return sorted(cells, key=lambda cell: (cell["alpha_cd"], -cell["alpha_interp"], -cell["layer"], cell["k"]))
 
 
 def _which(result: Mapping[str, Any], model: str | None) -> str:
@@ -127,27 +112,8 @@ def _cells(result: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
 
 
 def _gain(plain: np.ndarray, contrasted: np.ndarray, images: np.ndarray) -> dict[str, Any]:
-    test = mcnemar(plain, contrasted)
-    return {
-        "n": len(plain),
-        "baseline": float(plain.mean()),
-        "accuracy": float(contrasted.mean()),
-        "delta": float(contrasted.mean() - plain.mean()),
-        "ci95": list(clustered_interval(plain, contrasted, images, level=LEVEL)),
-        "p_value": test.p_value,
-        "helped": test.c,
-        "harmed": test.b,
-    }
-
-
-def _by_task(
-    plain: np.ndarray, contrasted: np.ndarray, images: np.ndarray, tasks: Sequence[str]
-) -> list[dict[str, Any]]:
-    names = np.array(tasks)
-    return [
-        {"task": str(task)} | _gain(plain[names == task], contrasted[names == task], images[names == task])
-        for task in np.unique(names)
-    ]
+    # What is judged is what a user would get with other images, so images are drawn and not questions.
+    return gain(plain, contrasted) | {"ci95": list(clustered_interval(plain, contrasted, images))}
 
 
 def _reason(evidence: Mapping[str, Any], chosen: Sequence[int]) -> str:

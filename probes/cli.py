@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,7 +20,6 @@ from tccd.cli.options import (
     DataRevision,
     Device,
     DType,
-    LayerChoice,
     Model,
     Precision,
     Revision,
@@ -32,9 +31,6 @@ from tccd.cli.options import (
     parse_segments,
 )
 from tccd.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tccd.centroids.bank import CentroidBank
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.command()(advise)
@@ -64,7 +60,7 @@ def replacement(
         typer.Option("--bank", metavar="FILE", help="Centroids fitted for the model; repeat it for several K."),
     ],
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for report.json and report.html.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the page, its JSON and CSV.")],
     layers: Annotated[
         str | None,
         typer.Option(
@@ -113,8 +109,9 @@ def replacement(
         bool,
         typer.Option(
             "--controls",
-            help="Beside each cell of the lowest alpha: a random direction of equal norm, a random centroid, "
-            "text and vision with doses matched, and erasure that spares the answer's position.",
+            help="Beside each cell of the lowest alpha and the first segment: a random direction of equal norm, a "
+            "random centroid, text and vision with doses matched, and for text erasure that spares the answer's "
+            "position.",
             rich_help_panel=_GRID,
         ),
     ] = False,
@@ -140,14 +137,15 @@ def replacement(
     """Measure centroid cost: the accuracy lost when a modality is replaced by its centroids.
 
     \b
-    Writes report.json and a self-contained report.html. With --json, prints
-    the report's cells, controls, TCCD cells, protocols and ratio. Beside
-    every accuracy stands that of the same questions with the image withheld.
+    Writes report.json, a self-contained report.html and CSV tables. With
+    --json, prints the report's models, cells, controls, TCCD cells, protocols
+    and ratio. Beside a model's accuracy stands that with the image withheld.
 
     \b
-    Choices are scored by the next token, and so are open answers of one
-    token; longer ones are generated and matched exactly. What is done is kept
-    in DIR/unfinished until the report is written, for --resume.
+    Choices are scored by the next token, and so are open answers where each
+    is one token; else all open ones are generated and matched but for case,
+    punctuation and articles. What is done is kept in DIR/unfinished until the
+    report is written, for --resume.
 
     \b
     Examples:
@@ -162,7 +160,7 @@ def replacement(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; expected a folder for report.json and report.html")
 
-    from probes.grid import Grid
+    from probes.grid import Grid, held_layers
     from probes.journal import FOLDER, discard
     from probes.replacement import run
     from probes.report import write_report
@@ -172,7 +170,7 @@ def replacement(
 
     banks = {name: CentroidBank.load(file) for name, file in _names(bank).items()}
     grid = Grid(
-        layers=_layers(choice, banks.values()),
+        layers={m: held_layers(banks.values(), m) if asked is None else asked for m, asked in choice.items()},
         alphas=parse_numbers(alphas, "--alphas"),
         segments=parse_segments(segments),
         alpha_cd=parse_numbers(alpha_cd, "--alpha-cd"),
@@ -229,12 +227,3 @@ def _names(files: Sequence[Path]) -> dict[str, Path]:
     if len(set(names)) < len(names):
         raise ConfigError(f"--bank: {', '.join(names)}; expected each bank once")
     return dict(zip(names, files, strict=True))
-
-
-def _layers(choice: LayerChoice, banks: Collection[CentroidBank]) -> dict[str, tuple[int, ...]]:
-    """The layers asked for; where all were, those that every bank holds and that have a layer above them."""
-    settled: dict[str, tuple[int, ...]] = {}
-    for modality, layers in choice.items():
-        held = [set(bank.layers(modality)) - {bank.model.num_layers - 1} for bank in banks]
-        settled[modality] = tuple(sorted(set.intersection(*held))) if layers is None else layers
-    return settled

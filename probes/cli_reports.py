@@ -28,7 +28,8 @@ def advise(
 
     \b
     Settings are chosen on some folds of the images and judged on the others.
-    "On" needs a held-out gain whose 95 % interval lies above zero.
+    "On" needs a held-out gain whose 95 % interval lies above zero and an
+    exact McNemar p below 0.05.
 
     \b
     Examples:

@@ -28,7 +28,8 @@ def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
     for part, title in (("cells", "Centroid cost"), ("controls", "Controls")):
         if not result[part]:
             continue
-        head = ("Modality", "Layer", "Segment", "K", "Keeps", "n", "Accuracy", "Cost", "95 % interval", "p (Holm)")
+        head = ("Modality", "Layer", "Segment", "K", "alpha_interp", "n", "Accuracy", "Cost", "95 % interval",
+                "p (Holm)")  # fmt: skip
         table = Table(*((*head[:3], "Control", *head[3:]) if part == "controls" else head), title=title)
         for cell in result[part]:
             place = [str(cell[name]) for name in ("modality", "layer", "segment")]
@@ -37,8 +38,8 @@ def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
             table.add_row(*place, *kind, *kept, f"{100 * cell['accuracy']:.1f}", *_change(cell, "cost", ".1f"))
         console.print(table)
     if result["tccd_cells"]:
-        table = Table("Layer", "K", "Keeps", "alpha_cd", "beta", "Gate", "Accuracy", "Change", "95 % interval",
-                      "p (Holm)", title="TCCD")  # fmt: skip
+        table = Table("Layer", "K", "alpha_interp", "alpha_cd", "beta", "Gate", "Accuracy", "Gain",
+                      "95 % interval", "p (Holm)", title="TCCD")  # fmt: skip
         for cell in result["tccd_cells"]:
             gate = "" if cell["gate"] is None else f"{cell['gate']} {cell['gate_threshold']:g}"
             place = [str(cell["layer"]), str(cell["k"])]
@@ -47,9 +48,7 @@ def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
         console.print(table)
         for protocols in result["protocols"].values():
             for protocol in protocols:
-                console.print(
-                    f"{protocol['name']}: mean change {100 * protocol['mean']:+.1f} ({protocol['note']})"
-                )
+                console.print(f"{protocol['name']}: mean gain {100 * protocol['mean']:+.1f} ({protocol['note']})")
     for file in files:
         console.print(str(file), markup=False, soft_wrap=True)
 

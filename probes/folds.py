@@ -20,12 +20,10 @@ class HeldOut:
 
     Attributes:
         outcomes: right or not, boolean, shape (n,), each item by what the other folds chose.
-        fold: fold of each item, shape (n,).
         chosen: what was chosen for each fold: the index of a setting, or `OFF`.
     """
 
     outcomes: NDArray[np.bool_]
-    fold: NDArray[np.int_]
     chosen: tuple[int, ...]
 
 
@@ -99,4 +97,4 @@ def held_out(plain: ArrayLike, settings: ArrayLike, fold: ArrayLike) -> HeldOut:
         if choice != OFF:
             outcomes[judged] = settings[choice, judged]
         chosen.append(choice)
-    return HeldOut(outcomes, fold, tuple(chosen))
+    return HeldOut(outcomes, tuple(chosen))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,16 +15,13 @@ from tccd.decoding.huggingface import centroid_erasure
 from tccd.errors import ConfigError
 from tccd.modality import MODALITIES, SEGMENTS, Modality
 
-#: The published setting of TCCD, which the protocol `fixed` holds to.
-PUBLISHED = {"alpha_cd": 1.0, "alpha_interp": 0.4}
-
 
 @dataclass(frozen=True)
 class Grid:
     """What to measure; every combination is.
 
     Attributes:
-        layers: modality -> decoder layers to erase at; None takes all that every bank holds.
+        layers: modality -> decoder layers to erase at; None takes all that `held_layers` finds, of both.
         alphas: values of `alpha_interp`: what erasure keeps of a state's offset from its centroid.
         segments: modality -> segments to erase (`tccd.modality.SEGMENTS`); the first one where not given.
         alpha_cd: strengths of contrast to measure TCCD at, beside the cells; none for no TCCD.
@@ -170,12 +167,13 @@ def _layers(model: Any, banks: Mapping[str, CentroidBank], grid: Grid) -> dict[s
         bank.check(model)
     if grid.layers is not None:
         return {modality: tuple(layers) for modality, layers in grid.layers.items()}
-    found: dict[str, tuple[int, ...]] = {}
-    for modality in MODALITIES:
-        # Above the last layer nothing is left to run.
-        held = [set(bank.layers(modality)) - {bank.model.num_layers - 1} for bank in banks.values()]
-        found[modality] = tuple(sorted(set.intersection(*held)))
-    return found
+    return {modality: held_layers(banks.values(), modality) for modality in MODALITIES}
+
+
+def held_layers(banks: Collection[CentroidBank], modality: Modality) -> tuple[int, ...]:
+    """The layers that every bank holds and that have a layer above them, where an erasure takes effect."""
+    held = [set(bank.layers(modality)) - {bank.model.num_layers - 1} for bank in banks]
+    return tuple(sorted(set.intersection(*held)))
 
 
 def _settings(banks: Mapping[str, CentroidBank], grid: Grid, layers: Sequence[int]) -> list[Setting]:

@@ -43,12 +43,8 @@ def gain(plain: np.ndarray, contrasted: np.ndarray, tasks: Sequence[str] = ()) -
         plain, contrasted: right or not, boolean, shape (n,).
         tasks: each item's task; none for no table by task.
     """
-    helped, harmed = int((~plain & contrasted).sum()), int((plain & ~contrasted).sum())
-    block = _gain(plain, contrasted) | {
-        "p_value": mcnemar(plain, contrasted).p_value,
-        "helped": helped,
-        "harmed": harmed,
-    }
+    test = mcnemar(plain, contrasted)
+    block = _gain(plain, contrasted) | {"p_value": test.p_value, "helped": test.c, "harmed": test.b}
     if len(tasks):
         block["by_task"] = [{"task": task} | _gain(plain[at], contrasted[at]) for task, at in by_task(tasks)]
     return block
@@ -79,6 +75,11 @@ def bits(right: np.ndarray) -> str:
         right: boolean, shape (n,).
     """
     return "".join("1" if one else "0" for one in right.tolist())
+
+
+def outcomes_of(right: str) -> np.ndarray:
+    """A report's string of 0 and 1 as booleans, shape (n,)."""
+    return np.frombuffer(right.encode(), dtype=np.uint8) == ord("1")
 
 
 def by_task(tasks: Sequence[str]) -> list[tuple[str, np.ndarray]]:

@@ -1,45 +1,164 @@
-"""The alpha protocols over the settings of TCCD that a run measured."""
+"""Settings of TCCD, and the alpha protocols that choose among those a run measured.
+
+`fixed`, `cv`, `best` and `leave_one_model_out` are pure functions of a table; `protocols` asks them about a
+report's cells, whose settings stand in the table by their rank from the mildest.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from probes import statistics
-from probes.grid import PUBLISHED
+from tccd.errors import ConfigError, DataError
+
+SETTINGS = ("layer", "k", "bank", "alpha_interp", "alpha_cd", "beta", "gate", "gate_threshold", "gate_ramp")
+"""What makes a TCCD cell's setting."""
+
+#: The published setting of TCCD, which the protocol `fixed` holds to.
+PUBLISHED = {"alpha_cd": 1.0, "alpha_interp": 0.4}
 
 #: What each protocol's figures are, for whoever reads them.
 NOTES = {
     "fixed": "one setting, chosen in advance: the nearest to the published one (alpha_cd 1, alpha_interp 0.4)",
     "cv": "leave one task out: each task at the setting with the best mean over the other tasks",
+    "leave-one-model-out": "settings with the best mean over the other models",
     "best": "oracle upper bound: each task at its best setting, chosen on the outcomes that are reported",
 }
+
+Table = Mapping[str, Mapping[float, float]]
+"""`{task: {alpha: value}}`: deltas or accuracies, higher is better, the same alphas for every task."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What an alpha protocol chose, and what that gave: one alpha and one value a task (or a model).
+
+    `oracle` is true where alpha was chosen on the very outcomes that are reported: an upper bound, never a
+    result that a user can expect.
+    """
+
+    name: str
+    chosen: Mapping[str, float]
+    values: Mapping[str, float]
+    oracle: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Unweighted mean of `values`."""
+        return fmean(self.values.values())
+
+    @property
+    def n_positive(self) -> int:
+        """How many values lie above zero (meaningful for deltas)."""
+        return sum(value > 0 for value in self.values.values())
+
+
+def fixed(table: Table, alpha: float) -> Protocol:
+    """The value of every task at one alpha, fixed in advance.
+
+    Raises:
+        DataError: an empty or ragged table.
+        ConfigError: an alpha that the table doesn't hold.
+    """
+    alphas = _alphas({"": table})
+    if alpha not in alphas:
+        raise ConfigError(f"alpha = {alpha!r} is not in the table; it holds {alphas}")
+    return Protocol("fixed", dict.fromkeys(table, alpha), {task: row[alpha] for task, row in table.items()})
+
+
+def cv(table: Table) -> Protocol:
+    """Leave one task out: each task's value at the alpha with the best mean over the other tasks.
+
+    Ties go to the smallest alpha, as in the published tables.
+
+    Raises:
+        DataError: an empty or ragged table, or fewer than two tasks.
+    """
+    alphas = _alphas({"": table})
+    if len(table) < 2:
+        raise DataError("leaving one task out needs at least two tasks; the table holds one")
+    chosen = {}
+    for task in table:
+        others = [row for name, row in table.items() if name != task]
+        chosen[task] = _best_alpha({alpha: fmean(row[alpha] for row in others) for alpha in alphas})
+    return Protocol("cv", chosen, {task: table[task][alpha] for task, alpha in chosen.items()})
+
+
+def best(table: Table) -> Protocol:
+    """Each task's best alpha, chosen on the outcomes reported: an oracle upper bound, not a result.
+
+    Ties go to the smallest alpha.
+
+    Raises:
+        DataError: an empty or ragged table.
+    """
+    _alphas({"": table})
+    chosen = {task: _best_alpha(row) for task, row in table.items()}
+    return Protocol("best", chosen, {task: table[task][a] for task, a in chosen.items()}, oracle=True)
+
+
+def leave_one_model_out(tables: Mapping[str, Table]) -> Protocol:
+    """Each model's mean over its tasks, at the alpha with the best mean over the other models.
+
+    A model weighs the same whatever its number of tasks. Ties go to the smallest alpha.
+
+    Args:
+        tables: `{model: {task: {alpha: value}}}`, the same alphas everywhere.
+
+    Raises:
+        DataError: an empty or ragged table, or fewer than two models.
+    """
+    alphas = _alphas(tables)
+    if len(tables) < 2:
+        raise DataError("leaving one model out needs at least two models")
+    means = {m: {a: fmean(row[a] for row in table.values()) for a in alphas} for m, table in tables.items()}
+    chosen = {}
+    for model in means:
+        others = [row for name, row in means.items() if name != model]
+        chosen[model] = _best_alpha({alpha: fmean(row[alpha] for row in others) for alpha in alphas})
+    return Protocol("leave-one-model-out", chosen, {model: means[model][a] for model, a in chosen.items()})
+
+
+def settings_of(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be set to decode as in a TCCD cell."""
+    gated = cell.get("gate") is not None
+    names = [name for name in SETTINGS if gated or not name.startswith("gate_")]
+    return {name: cell[name] for name in names if cell.get(name) is not None}
+
+
+def mildest_first(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """TCCD cells ordered by how much they change: contrast, then erasure, then layers run twice."""
+    return [cells[i] for i in _by_mildness(cells)]
 
 
 def protocols(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What each protocol would have chosen, and gained by task.
 
     Args:
-        cells: the `tccd_cells` of one model, weak contrast first: ties go to the first.
+        cells: the `tccd_cells` of one model, with `by_task`. Ties go to the mildest.
 
     Returns:
         A report's `protocols` of the model, its cells numbered from 0; `cv` only where there are two tasks.
     """
     tasks = [row["task"] for row in cells[0]["by_task"]]
+    order = _by_mildness(cells)
     table = {
-        task: {float(i): cell["by_task"][t]["delta"] for i, cell in enumerate(cells)}
+        task: {float(rank): cells[i]["by_task"][t]["delta"] for rank, i in enumerate(order)}
         for t, task in enumerate(tasks)
     }
-    found = [statistics.fixed(table, float(published(cells)))]
+    found = [fixed(table, float(order.index(published(cells))))]
     if len(tasks) > 1:
-        found.append(statistics.cv(table))
-    found.append(statistics.best(table))
+        found.append(cv(table))
+    found.append(best(table))
     return [
         {
             "name": protocol.name,
             "oracle": protocol.oracle,
             "note": NOTES[protocol.name],
-            "chosen": {task: int(index) for task, index in protocol.chosen.items()},
+            "chosen": {task: order[int(rank)] for task, rank in protocol.chosen.items()},
             "values": dict(protocol.values),
             "mean": protocol.mean,
             "n_positive": protocol.n_positive,
@@ -49,8 +168,8 @@ def protocols(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def published(cells: Sequence[Mapping[str, Any]]) -> int:
-    """The cell whose setting is nearest to the published one: first its alphas, no plausibility and no gate, then
-    the middle one of the layers, then the largest K.
+    """The number of the cell nearest to the published setting: first by its alphas, then no plausibility and no
+    gate, then the middle one of the layers, then the largest K.
     """
     layers = sorted({cell["layer"] for cell in cells})
     middle = layers[len(layers) // 2]
@@ -61,3 +180,30 @@ def published(cells: Sequence[Mapping[str, Any]]) -> int:
         return away, cell["beta"] + (cell["gate"] is not None), abs(cell["layer"] - middle), -cell["k"], i
 
     return min(range(len(cells)), key=distance)
+
+
+def _by_mildness(cells: Sequence[Mapping[str, Any]]) -> list[int]:
+    def mildness(i: int) -> tuple:
+        cell = cells[i]
+        return cell["alpha_cd"], -cell["alpha_interp"], -cell["layer"], cell["k"]
+
+    return sorted(range(len(cells)), key=mildness)
+
+
+def _best_alpha(scores: Mapping[float, float]) -> float:
+    # A mean of equal deltas differs in its last bits with the order of its terms; ties must not.
+    top = max(scores.values())
+    return min(alpha for alpha, score in scores.items() if score >= top - 1e-12)
+
+
+def _alphas(tables: Mapping[str, Table]) -> list[float]:
+    rows = [(f"{model} {task}".strip(), row) for model, table in tables.items() for task, row in table.items()]
+    if not rows or not rows[0][1] or not all(tables.values()):
+        raise DataError("the table is empty; expected {task: {alpha: value}} with at least one of each")
+    expected = sorted(rows[0][1])
+    for name, row in rows:
+        if sorted(row) != expected:
+            raise DataError(f"task {name} holds alphas {sorted(row)}; expected {expected} as in {rows[0][0]}")
+        if not all(math.isfinite(value) for value in row.values()):
+            raise DataError(f"task {name} holds a value that is not finite")
+    return expected

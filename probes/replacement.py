@@ -17,6 +17,7 @@ import numpy as np
 
 from probes.arms import Answers, Arm, answer
 from probes.blind import BLIND, MAJORITY, majority
+from probes.bootstrap import paired_bootstrap_ratio
 from probes.examples import flips
 from probes.fingerprint import fingerprint
 from probes.grid import Cell, Grid, Plan, opposite, plan
@@ -25,7 +26,7 @@ from probes.outcomes import accuracy, bits, by_task, cost, gain, labels
 from probes.protocols import protocols
 from probes.report.schema import SCHEMA
 from probes.scoring import describe as describe_scoring
-from probes.statistics import holm, paired_bootstrap_ratio
+from probes.statistics import holm
 from probes.streams import encode_samples, run_streams
 from tccd.centroids.bank import CentroidBank
 from tccd.data import Sample

@@ -23,7 +23,7 @@ class Target:
     """How one sample is scored.
 
     Attributes:
-        answer: the right answer as `Scorer.read` and `Scorer.normalised` give it.
+        answer: the right answer as `Scorer.read`, or of a generated text `normalised`, gives it.
         labels: what may be answered; the choices, or the right answer alone where the vocabulary competes.
         tokens: token ids of each label's forms (bare, behind a space); empty where the answer is generated.
         is_open: the whole vocabulary competes.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from probes.report import parts, prose
+from probes.report import charts, parts, prose
 from probes.report.downloads import downloads
 from probes.report.summary import Row, summarise
 from probes.report.tables import csv_tables
@@ -36,7 +36,7 @@ def render(
     tables = csv_tables(result, summary) if tables is None else tables
     environment = _environment()
     markup = require("markupsafe", "report").Markup
-    heats = parts.heats(summary)
+    heats = charts.heats(summary)
     conditions = {row["headline"].conditions for row in summary if row["headline"]}
     return environment.get_template("page.html.j2").render(
         title=result["title"],
@@ -49,16 +49,16 @@ def render(
         protocol_names=parts.protocol_names(summary),
         heats=heats,
         starred=any(cell and cell["sure"] for heat in heats for row in heat["rows"] for cell in row["cells"]),
-        layers=parts.curves(summary, "layer", markup),
-        doses=parts.curves(summary, "dose", markup),
-        tasks=parts.tasks(summary, markup),
+        layers=charts.curves(summary, "layer", markup),
+        doses=charts.curves(summary, "dose", markup),
+        tasks=charts.tasks(summary, markup),
         blind_tasks=any("by_task" in (row["blind"] or {}) for row in summary),
-        labels=parts.labels(result, summary, markup),
+        labels=charts.labels(result, summary, markup),
         controls=parts.controls(result),
-        gains=parts.gains(result, summary),
+        gains=charts.gains(result, summary),
         protocols=parts.protocols(summary),
         advice=[row["advice"] for row in summary if row["advice"]],
-        runs=parts.runs(result, markup),
+        runs=charts.runs(result, markup),
         examples=parts.examples(result),
         cells=parts.cells(result),
         contrasts=parts.contrasts(result),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from probes.report.headline import Cell, headline
-
-SIGNIFICANT = 0.05
+from probes.statistics import SIGNIFICANT
 
 
 def points(value: float, signed: bool = False) -> str:
@@ -31,6 +30,12 @@ def percent(value: float) -> str:
 def interval(bounds: Sequence[float], signed: bool = False) -> str:
     """An interval of fractions, in points."""
     return f"{points(bounds[0], signed)} to {points(bounds[1], signed)}"
+
+
+def span(counts: Iterable[int]) -> str:
+    """Counts in a caption: `120`, or `90 to 120` where they differ."""
+    found = sorted(set(counts))
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
 
 
 def probability(value: float) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probes.advise import SETTINGS, advise, can_advise, mildest_first, settings_of
+from probes.advise import advise, can_advise
+from probes.protocols import NOTES, SETTINGS, Protocol, Table, leave_one_model_out, mildest_first, settings_of
 from probes.report.headline import headline
-from probes.statistics import Protocol, Table, leave_one_model_out, wilson
+from probes.statistics import wilson
 
 Row = dict[str, Any]
 
@@ -101,7 +102,7 @@ def _across(protocol: Protocol, model: str, cell: Mapping[str, Any]) -> Row:
     return {
         "name": protocol.name,
         "oracle": False,
-        "note": "settings with the best mean over the other models",
+        "note": NOTES[protocol.name],
         "settings": settings_of(cell),
         "values": values,
         "mean": protocol.values[model],

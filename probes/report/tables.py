@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from probes.advise import SETTINGS
+from probes.protocols import SETTINGS
 from probes.report.summary import Row
 
 _CELL = ("model", "modality", "layer", "k", "bank", "alpha_interp", "segment")

@@ -62,17 +62,27 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SOURCE",
-        help="easy-vqa, a folder of images, a .jsonl manifest (image, prompt, answer, choices), or "
-        "a data-set id on the hub as owner/name or owner/name:configuration (streamed).",
+        help="easy-vqa, digits, a benchmark (blink, mmvp, cv-bench, pope, scienceqa-img, medblink), a folder of "
+        "images or of parquet files, a .jsonl manifest (image, prompt, answer, choices), or a data-set id on the "
+        "hub as owner/name or owner/name:configuration (streamed).",
         rich_help_panel=_DATA,
     ),
 ]
 Split = Annotated[
-    str | None, typer.Option("--split", help="Split of the data; easy-vqa: test.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option(
+        "--split",
+        help="Split of the data; easy-vqa and digits: test; a benchmark: its published one.",
+        rich_help_panel=_DATA,
+    ),
 ]
 DataRevision = Annotated[
     str | None,
-    typer.Option("--data-revision", help="Branch, tag or commit of the data on the hub.", rich_help_panel=_DATA),
+    typer.Option(
+        "--data-revision",
+        help="Branch, tag or commit of the data on the hub; a benchmark: its published one.",
+        rich_help_panel=_DATA,
+    ),
 ]
 Columns = Annotated[
     list[str] | None,

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from probes.advise import advise, can_advise, mildest_first, outcomes_of, settings_of
+from probes.advise import advise, can_advise
 from probes.grid import Grid
-from probes.outcomes import bits
+from probes.outcomes import bits, outcomes_of
+from probes.protocols import mildest_first, settings_of
 from probes.replacement import run
 from probes.report import write_report
 from tccd.__main__ import app

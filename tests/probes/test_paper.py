@@ -14,16 +14,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import norm
 
-from probes.statistics import (
-    asymmetry,
-    best,
-    cv,
-    difference_interval,
-    fixed,
-    leave_one_model_out,
-    mcnemar_counts,
-    wilson,
-)
+from probes.protocols import best, cv, fixed, leave_one_model_out
+from probes.statistics import asymmetry, difference_interval, mcnemar_counts, wilson
 
 PAPER = Path(os.environ.get("TCCD_PAPER") or Path(__file__).parents[2].parent / "shared" / "paper")
 MODELS = ("qwen", "qwen_3b", "qwen3", "qwen3_4b", "llava_ov", "internvl", "idefics3")

@@ -35,6 +35,8 @@ COMMANDS = (
     "generate",
     "probe",
     "probe replacement",
+    "probe advise",
+    "probe compare",
     "bank",
     "bank show",
     "bank verify",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,10 +89,7 @@ class Row:
 
     def _value(self, column: str) -> Any:
         if column not in self.values:
-            raise DataError(
-                f"{self.where}: there is no column {column}; found {', '.join(self.values)}. The benchmark's "
-                "tables have another form at this revision"
-            )
+            raise _no_column(self.where, column, self.values)
         return self.values[column]
 
     def _error(self, column: str, value: Any, expected: str) -> DataError:
@@ -153,10 +150,14 @@ class Table:
     def _check(self, columns: Sequence[str]) -> None:
         missing = [column for column in columns if column not in self.data.column_names]
         if missing:
-            raise DataError(
-                f"{self.where}: there is no column {missing[0]}; found {', '.join(self.data.column_names)}. The "
-                "benchmark's tables have another form at this revision"
-            )
+            raise _no_column(self.where, missing[0], self.data.column_names)
+
+
+def _no_column(where: str, column: str, found: Iterable[str]) -> DataError:
+    return DataError(
+        f"{where}: there is no column {column}; found {', '.join(found)}. The benchmark's tables have another "
+        "form at this revision"
+    )
 
 
 class Tables:
@@ -177,6 +178,10 @@ class Tables:
 
     def open(self, configuration: str | None = None, files: str | None = None) -> Table:
         """A table by its configuration, or from files that the repository's card tells nothing of.
+
+        Args:
+            configuration: its name; None for the only one, or with `files`.
+            files: pattern of the files, relative to the repository.
 
         Raises:
             DataError: no such repository, revision, configuration, split or file; or it is damaged.
