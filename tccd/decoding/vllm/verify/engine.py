@@ -1,4 +1,4 @@
-"""vLLM's half of `verify`: one engine in a process of its own answers alone, mixed and from its cache, and is timed."""
+"""vLLM's half of `verify`: one engine answers requests mixed, alone and from its cache, and is timed."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ class Engine:
 
         if len(runners._states) != 1:
             raise TCCDError(
-                "vLLM started without TCCD: its entry point vllm.general_plugins was not loaded. Install tccd into "
-                "this very environment (pip install 'tccd[vllm]'), and let VLLM_PLUGINS name it or be unset"
+                "vLLM started without TCCD: tccd's entry point in vllm.general_plugins was not loaded. Install "
+                "tccd into this environment (pip install 'tccd[vllm]'); VLLM_PLUGINS must name it or be unset"
             )
         ((runner, state),) = runners._states.items()
         config = self.llm.llm_engine.vllm_config
@@ -193,9 +193,8 @@ class Engine:
         for i in range(1 + rounds):
             turn = i % len(names)
             for name in names[turn:] + names[:turn]:
-                seconds = self._time(
-                    [r if j < counts[name] else replace(r, extra=None) for j, r in enumerate(requests)]
-                )
+                batch = [r if j < counts[name] else replace(r, extra=None) for j, r in enumerate(requests)]
+                seconds = self._time(batch)
                 if i:
                     for phase, value in zip(("prefill", "decode"), seconds, strict=True):
                         found[name][phase].append(value)

@@ -1,0 +1,66 @@
+"""`verify` on an engine whose plugin was broken on purpose: `python broken.py KIND ARGUMENTS`.
+
+Its processes import this file anew, so each of them breaks what it loads.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from torch import Tensor
+
+from tccd.decoding.vllm import plugin
+
+VARIABLE = "TCCD_TEST_BREAK"
+register = plugin.register
+
+
+class Others:
+    """Centroids that erase with the ones after the nearest."""
+
+    def __init__(self, centroids: Any) -> None:
+        self.centroids = centroids
+
+    def replace(self, x: Tensor, alpha: Tensor) -> Tensor:
+        at = (self.centroids.nearest(x) + 1) % self.centroids.k
+        return self.centroids.vectors[at].lerp(x.float(), alpha[:, None]).to(x.dtype)
+
+
+def other_centroids() -> None:
+    from tccd.decoding.vllm.stream import ErasedStream
+
+    bank = ErasedStream._bank
+    ErasedStream._bank = lambda self, *name: Others(bank(self, *name))  # type: ignore[assignment,return-value]
+
+
+def neighbours_and_cache() -> None:
+    """A step's logits reach the whole batch, and every TCCD request shares the erased states of the others."""
+    from tccd.decoding.vllm import admission
+    from tccd.decoding.vllm.sampling import Contrast
+
+    call = Contrast.__call__
+
+    def spread(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        contrasts = self._pending is not None
+        logits = call(self, hidden, *args, **kwargs)
+        return logits + logits.mean(0) if contrasts and len(hidden) > 1 else logits
+
+    admission.cache_key = lambda found, tail: ""
+    Contrast.__call__ = spread  # type: ignore[method-assign]
+
+
+def broken() -> None:
+    register()
+    globals()[os.environ[VARIABLE]]()
+
+
+if VARIABLE in os.environ:
+    plugin.register = broken
+
+if __name__ == "__main__":
+    from tccd.decoding.vllm.verify.__main__ import app
+
+    os.environ[VARIABLE] = sys.argv.pop(1)
+    app()
