@@ -246,6 +246,7 @@ def main(
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
     layer = 2 * layers // 5 if layer is None else layer
     with tempfile.TemporaryDirectory() as name:
         folder, file = Path(name) / "model", Path(name) / "bank.safetensors"

@@ -64,6 +64,7 @@ def check_config(config: Any) -> None:
         "hybrid or state-space layers": model.is_hybrid or bool(layer_types - {"full_attention"}),
         "sliding-window attention": bool(model.get_sliding_window()),
         "attention that is not causal over images": model.is_mm_prefix_lm,
+        "sleep mode": bool(getattr(model, "enable_sleep_mode", False)),
         "encoder-decoder models": model.is_encoder_decoder,
         "diffusion language models": model.is_diffusion,
         "pooling models": model.runner_type != "generate",

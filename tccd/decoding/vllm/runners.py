@@ -157,7 +157,7 @@ def _v2_model(state: RunnerState, runner: Any) -> None:
 
 
 def _profile_run(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
-    """Let vLLM see how much memory a step takes whose rows are all erased, before it gives the rest to the cache."""
+    """Let vLLM see the memory of a step whose rows are all erased, before it gives the rest to the cache."""
     result = original(runner, *args, **kwargs)
     state = _states.get(runner)
     if state is not None:

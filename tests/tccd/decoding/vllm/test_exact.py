@@ -9,6 +9,7 @@ from tests.tccd.decoding.vllm import jobs, reference
 from tests.tccd.decoding.vllm.conftest import Running, on
 from tests.tccd.decoding.vllm.host import Ask
 from tests.tccd.decoding.vllm.jobs import Reply
+from tests.tiny import EOS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -123,7 +124,7 @@ def test_a_second_image_later_in_a_conversation(engine):
 
 
 def test_parallel_sampling(engine):
-    ask = engine.checkpoint.ask(60, words=12, extra=on(), n=3, temperature=2.0, max_tokens=12)
+    ask = engine.checkpoint.ask(60, words=12, extra=on(), n=3, temperature=2.0, logit_bias={EOS: -100.0})
     (reply,) = engine.host.run(jobs.generate, [ask])
     assert len(reply.tokens) == 3
     assert len({tuple(tokens) for tokens in reply.tokens}) > 1
@@ -146,10 +147,10 @@ def test_an_aborted_request_disturbs_no_other(engine):
 
 
 def test_stop_strings(engine):
-    ask = engine.checkpoint.ask(90, words=10, extra=on(), max_tokens=8)
+    ask = engine.checkpoint.ask(90, words=10, extra=on(), max_tokens=8, logit_bias={EOS: -100.0})
     (reply,) = engine.host.run(jobs.generate, [ask])
     words = reply.texts[0].split()
-    stop = next(w for w in words[1:] if w != words[0])
+    stop = next((w for w in words[1:] if w != words[0]), words[0])
     (stopped,) = engine.host.run(
         jobs.generate, [Ask(ask.prompt, ask.images, ask.params | {"stop": [stop]}, ask.extra)]
     )
