@@ -13,7 +13,7 @@ from tccd.data import Sample
 #: How the image is withheld, in words for a report. The prompt, its length and every vision token's place stay
 #: as they were: what is gone is what the picture shows.
 BLIND = "the image replaced by a neutral grey one of its size"
-MAJORITY = "each question's most frequent answer in this very data"
+MAJORITY = "each question's most frequent answer in this very data; its task's, for a question asked once"
 GREY = (128, 128, 128)
 
 
@@ -25,10 +25,13 @@ def withheld(image: Image.Image) -> Image.Image:
 def majority(samples: Sequence[Sample]) -> np.ndarray:
     """Whether each sample's answer is its question's most frequent one, shape (n,).
 
-    Chosen on the very samples it is measured on, so no blind guesser does better.
+    Chosen on the very samples it is measured on. A question that is asked once has one answer, which says
+    nothing: such questions share their task's most frequent answer.
     """
-    counts: dict[str, Counter[str | None]] = defaultdict(Counter)
-    for sample in samples:
-        counts[sample.prompt][sample.answer] += 1
-    best = {prompt: max(sorted(table, key=str), key=table.__getitem__) for prompt, table in counts.items()}
-    return np.array([best[sample.prompt] == sample.answer for sample in samples])
+    asked = Counter(sample.prompt for sample in samples)
+    groups = [("task", s.task) if asked[s.prompt] == 1 else ("question", s.prompt) for s in samples]
+    counts: dict[tuple[str, str | None], Counter[str | None]] = defaultdict(Counter)
+    for group, sample in zip(groups, samples, strict=True):
+        counts[group][sample.answer] += 1
+    best = {group: max(sorted(table, key=str), key=table.__getitem__) for group, table in counts.items()}
+    return np.array([best[g] == s.answer for g, s in zip(groups, samples, strict=True)])
