@@ -1,11 +1,11 @@
-"""The default models: trained here, on real data, small enough to commit.
+"""The default models: three families trained here, on real data, small enough to commit.
 
     from eval.zoo import load
     model, processor = load("llava-competing")
 
-`llava-grounded` looks at the image. `llava-competing` is the same model after its language prior was
+A `-grounded` model looks at the image. Its `-competing` twin is the same model after its language prior was
 strengthened: it still sees, and often answers by the prior. Each folder's README.md says how they were made
-    and how well they answer.
+and how well they answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from tccd.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-NAMES = ("llava-grounded", "llava-competing")
+FAMILIES = ("llava", "qwen25vl")
+NAMES = tuple(f"{family}-{kind}" for family in FAMILIES for kind in ("grounded", "competing"))
 
 
 def path(name: str) -> Path:
@@ -43,6 +44,7 @@ def load(name: str) -> tuple[PreTrainedModel, ProcessorMixin]:
 
     Raises:
         ConfigError: there is no such default model.
+        ImportError: Qwen2.5-VL's processor, which takes videos too, needs torchvision; the others don't.
 
     Example:
         >>> from PIL import Image

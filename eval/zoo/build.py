@@ -1,4 +1,4 @@
-"""Untrained models of the zoo: tokenizer, chat template, and each family's config and processor.
+"""Untrained models of the zoo: each family's config and processor, and how its files are written.
 
 Everything that differs between families is a `Family`; training, scoring and the cards know only its fields.
 """
@@ -7,89 +7,43 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
 )
 
-from eval.zoo.data import COLORS, SHAPES
+from eval.zoo.words import chat_template, tokenizer
 
 IMAGE_SIZE = 64
-IMAGE_TOKEN = "<image>"
-PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
-# The words of easy-VQA's questions and answers, then those of the paper's harvest prompt ("Describe what you
-# see in this image.\nAnswer:"), which training never shows.
-WORDS = (
-    *("yes", "no", *SHAPES, *COLORS),
-    *(
-        "?",
-        "a",
-        "color",
-        "contain",
-        "does",
-        "image",
-        "in",
-        "is",
-        "not",
-        "of",
-        "present",
-        "shape",
-        "the",
-        "there",
-    ),
-    *("what", "describe", "you", "see", "this", ".", "answer", ":"),
-)
-# BOS comes from the template and not from the tokenizer: rendering and tokenizing in one step or two, here or
-# in vLLM, then gives the same ids.
-CHAT_TEMPLATE = (
-    "{{- bos_token -}}"
-    "{%- for message in messages -%}"
-    "{%- if message['content'] is string -%}{{- message['content'] -}}"
-    "{%- else -%}"
-    "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{- '<image>' -}}"
-    "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- endif -%}"
-    "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
-    "{%- endfor -%}"
-)
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer: lower case, punctuation apart, unknown words `<unk>`, padding on the left."""
-    specials = [PAD, BOS, EOS, UNK, IMAGE_TOKEN]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*specials, *WORDS])}, unk_token=UNK))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^\w\s]"), "isolated")]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNK,
-        extra_special_tokens={"image_token": IMAGE_TOKEN},
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=256,
-    )
+PATCH = 8
+#: Patches a side; Qwen2.5-VL and Idefics3 make one token of each two by two.
+GRID = IMAGE_SIZE // PATCH
+MERGE = 2
+# About 1 / sqrt(width). The usual 0.02 is made for widths in the thousands; here it leaves attention flat, and
+# the model blind for thousands of steps.
+INITIAL = 0.08
+NORMAL = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 @dataclass(frozen=True)
@@ -98,92 +52,230 @@ class Family:
 
     Attributes:
         title: for the model card.
+        image: what the chat template writes for an image.
         build: an untrained model and its processor.
         vision: the module whose learning rate is the vision tower's.
-        features: (model, pixels) -> vision features, shape (images, patches, width), for stage 0.
+        features: (model, `inputs`) -> vision features, shape (images, tokens, width), row by row, for stage 0.
         pixels: (processor, images) -> what the model takes for them beside the token ids, as one tensor whose
             first axis is the image.
-        notes: for `grounded` and `competing`, what was tried before this recipe, for the model card.
+        inputs: such a tensor -> the model's arguments.
+        positions: (model, the processor's output for an image alone) -> positions, shape (axes, tokens).
         rename: a tensor's name as transformers saves it -> its name in published checkpoints.
+        epochs: of stage 1, over the train images.
     """
 
     title: str
+    image: str
     build: Callable[[], tuple[PreTrainedModel, ProcessorMixin]]
     vision: Callable[[PreTrainedModel], torch.nn.Module]
-    features: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
+    features: Callable[[PreTrainedModel, Mapping[str, Any]], torch.Tensor]
     pixels: Callable[[ProcessorMixin, list], torch.Tensor]
-    rename: Callable[[str], str]
-    notes: dict[str, str]
+    inputs: Callable[[torch.Tensor], dict[str, torch.Tensor]] = lambda pixels: {"pixel_values": pixels}
+    positions: Callable[[PreTrainedModel, Mapping[str, Any]], torch.Tensor] = lambda _, alone: torch.arange(
+        alone["input_ids"].shape[1]
+    )[None]
+    rename: Callable[[str], str] = lambda name: name
+    epochs: int = 5
 
 
-def _llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    words = tokenizer()
-    patch = 8
+def _text(words: Any) -> dict[str, Any]:
+    """What the families' decoders have in common."""
+    return {
+        "vocab_size": len(words),
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 256,
+        "initializer_range": INITIAL,
+        **_ids(words),
+    }
+
+
+def _ids(words: Any) -> dict[str, Any]:
+    return {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+TOWER = {
+    "image_size": IMAGE_SIZE,
+    "patch_size": PATCH,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": INITIAL,
+}
+
+
+def _llava() -> tuple[PreTrainedModel, ProcessorMixin]:
+    words = tokenizer({"image_token": "<image>"})
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            image_size=IMAGE_SIZE,
-            patch_size=patch,
-            hidden_size=64,
-            intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            projection_dim=64,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(words),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=256,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-        ),
-        image_token_index=words.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(IMAGE_SIZE // patch) ** 2,
+        vision_config=CLIPVisionConfig(**TOWER, projection_dim=64),
+        text_config=LlamaConfig(**_text(words)),
+        image_token_index=words.image_token_id,
+        image_seq_length=GRID**2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        **_ids(words),
     )
+    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     processor = LlavaProcessor(
         # Squashed to a square rather than cropped: a shape may touch the border.
         image_processor=CLIPImageProcessorPil(
-            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            size=square,
             do_center_crop=False,
-            crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},  # LlavaProcessor counts image tokens by it
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
+            crop_size=square,  # LlavaProcessor counts image tokens by it
+            **NORMAL,
         ),
         tokenizer=words,
-        patch_size=patch,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # CLIP's class token, which "default" drops again
-        chat_template=CHAT_TEMPLATE,
-        image_token=IMAGE_TOKEN,
+        chat_template=chat_template("<image>"),
+        image_token="<image>",
     )
     return LlavaForConditionalGeneration(config), processor
+
+
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def _qwen25vl() -> tuple[PreTrainedModel, ProcessorMixin]:
+    words = tokenizer(
+        {
+            "vision_start_token": "<|vision_start|>",
+            "vision_end_token": "<|vision_end|>",
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+        }
+    )
+    text = _text(words)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **text,
+            # Of a head's 16 frequencies: time, height, width
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+        },
+        vision_config={
+            "depth": 3,
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "out_hidden_size": text["hidden_size"],
+            "window_size": IMAGE_SIZE,
+            "initializer_range": INITIAL,
+            "fullatt_block_indexes": [0, 1, 2],
+        },
+        image_token_id=words.image_token_id,
+        video_token_id=words.video_token_id,
+        vision_start_token_id=words.vision_start_token_id,
+        vision_end_token_id=words.vision_end_token_id,
+        tie_word_embeddings=False,
+        **_ids(words),
+    )
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(
+            # Areas: every image is scaled to 4,096 pixels, a square one to 64 x 64
+            size={"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2},
+            patch_size=PATCH,
+            merge_size=MERGE,
+            **NORMAL,
+        ),
+        tokenizer=words,
+        video_processor=_no_videos(),
+        chat_template=chat_template(QWEN_IMAGE),
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def _no_videos() -> Any:
+    from transformers import Qwen2VLVideoProcessor
+
+    return Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=MERGE, **NORMAL)
+
+
+def _idefics3() -> tuple[PreTrainedModel, ProcessorMixin]:
+    words = tokenizer(
+        {
+            "image_token": "<image>",
+            "fake_image_token": "<fake_token_around_image>",
+            "global_image_token": "<global-img>",
+            "end_of_utterance_token": "<end_of_utterance>",  # its processor adds it where it is missing
+        }
+    )
+    config = Idefics3Config(
+        text_config=LlamaConfig(**_text(words)),
+        vision_config=TOWER,
+        scale_factor=MERGE,
+        image_token_id=words.image_token_id,
+        tie_word_embeddings=False,
+        **_ids(words),
+    )
+    processor = Idefics3Processor(
+        image_processor=Idefics3ImageProcessorPil(
+            size={"longest_edge": IMAGE_SIZE},
+            max_image_size={"longest_edge": IMAGE_SIZE},
+            do_image_splitting=False,
+            **NORMAL,
+        ),
+        tokenizer=words,
+        image_seq_len=(GRID // MERGE) ** 2,
+        chat_template=chat_template("<image>"),
+    )
+    return Idefics3ForConditionalGeneration(config), processor
+
+
+def _pixel_values(processor: ProcessorMixin, images: list) -> torch.Tensor:
+    return processor.image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+def _mrope(model: PreTrainedModel, alone: Mapping[str, Any]) -> torch.Tensor:
+    return model.model.get_rope_index(alone["input_ids"], alone["mm_token_type_ids"], alone["image_grid_thw"])[0][
+        :, 0
+    ]
 
 
 FAMILIES = {
     "llava": Family(
         title="LLaVA (CLIP vision tower, Llama decoder)",
+        image="<image>",
         build=_llava,
         vision=lambda model: model.model.vision_tower,
-        features=lambda model, pixels: model.model.vision_tower(pixels).last_hidden_state[:, 1:],
-        pixels=lambda processor, images: processor.image_processor(images, return_tensors="pt")["pixel_values"],
+        features=lambda model, inputs: model.model.vision_tower(**inputs).last_hidden_state[:, 1:],
+        pixels=_pixel_values,
         # transformers 5 drops `vision_model` when it saves a model that it built, keeps it when it saves one
         # that it loaded, and takes either; vLLM wants the published name
         rename=lambda name: re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name),
-        notes={
-            "grounded": "a first recipe (16 images a step with 4 questions each, 6 epochs) reached 95.4 % of the "
-            "whole test split; more, smaller steps came in its place.",
-            "competing": "a first run at a learning rate of 5e-4 came out a little low on the test split (79.0 % "
-            "of the whole, 57.7 % balanced); the rate was then settled on 250 train images.",
+    ),
+    "qwen25vl": Family(
+        title="Qwen2.5-VL (its own vision tower, Qwen2 decoder, M-RoPE)",
+        image=QWEN_IMAGE,
+        build=_qwen25vl,
+        vision=lambda model: model.model.visual,
+        features=lambda model, inputs: model.model.visual(
+            inputs["pixel_values"], inputs["image_grid_thw"]
+        ).pooler_output.unflatten(0, (-1, (GRID // MERGE) ** 2)),
+        pixels=lambda processor, images: _pixel_values(processor, images).unflatten(0, (len(images), -1)),
+        inputs=lambda pixels: {
+            "pixel_values": pixels.flatten(0, 1),
+            "image_grid_thw": torch.tensor([[1, GRID, GRID]]).repeat(len(pixels), 1),
         },
+        positions=_mrope,
+        epochs=3,
+    ),
+    "idefics3": Family(
+        title="Idefics3 (SigLIP vision tower, Llama decoder)",
+        image="<image>",
+        build=_idefics3,
+        vision=lambda model: model.model.vision_model,
+        features=lambda model, inputs: (
+            model.model.vision_model(inputs["pixel_values"].flatten(0, 1)).last_hidden_state
+        ),
+        pixels=lambda processor, images: _pixel_values(processor, [[image] for image in images]),
     ),
 }
 

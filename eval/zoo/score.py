@@ -1,15 +1,17 @@
-"""How well a model answers easy-VQA, asked as a user would: chat template, processor, greedy `generate`."""
+"""How well a model answers, asked as a user would: chat template, processor, greedy `generate`."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from eval.zoo.data import Item, Split
+from eval.datasets.easy_vqa import balanced, minority
+from tccd.data import Sample
+from tccd.inputs import encode
 
 
 @dataclass(frozen=True)
@@ -27,33 +29,16 @@ class Reply:
     margin: float
 
 
-def prompt(processor: ProcessorMixin, question: str) -> str:
-    """The question behind one image, in the model's chat template."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-
-
 @torch.inference_mode()
 def ask(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    items: list[Item],
-    images: dict[int, Image.Image],
-    batch: int = 64,
+    model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample], batch: int = 64
 ) -> list[Reply]:
-    """Greedy replies to the items, in their order."""
+    """Greedy replies to the samples, in their order."""
     yes, no = processor.tokenizer.convert_tokens_to_ids(["yes", "no"])
     replies: list[Reply] = []
-    for start in range(0, len(items), batch):
-        chunk = items[start : start + batch]
-        inputs = processor(
-            text=[prompt(processor, item.question) for item in chunk],
-            images=[images[item.image] for item in chunk],
-            padding=True,
-            return_tensors="pt",
-        )
+    for start in range(0, len(samples), batch):
+        chunk = samples[start : start + batch]
+        inputs = encode(processor, [[sample.image] for sample in chunk], [sample.prompt for sample in chunk])
         output = model.generate(
             **inputs, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
@@ -65,29 +50,16 @@ def ask(
     return replies
 
 
-def balanced(items: list[Item]) -> list[int]:
-    """Indices of as many yes as no items for each question string, first come: the prior gets half."""
-    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: {"yes": [], "no": []})
-    for i, item in enumerate(items):
-        if item.answer in ("yes", "no"):
-            found[item.question][item.answer].append(i)
-    kept = []
-    for group in found.values():
-        count = min(map(len, group.values()))
-        kept += group["yes"][:count] + group["no"][:count]
-    return sorted(kept)
-
-
-def within_question_auc(items: list[Item], margins: list[float]) -> float:
-    """Share of (yes item, no item) pairs about one question string that the margin ranks right.
+def within_question_auc(samples: Sequence[Sample], margins: Sequence[float]) -> float:
+    """Share of (yes sample, no sample) pairs about one question string that the margin ranks right.
 
     The prior is constant within a question string, so that this tells what the model still knows of the image
     even where its answer follows the prior. Ties count half.
     """
     groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: {"yes": [], "no": []})
-    for item, margin in zip(items, margins, strict=True):
-        if item.answer in ("yes", "no"):
-            groups[item.question][item.answer].append(margin)
+    for sample, margin in zip(samples, margins, strict=True):
+        if sample.answer in ("yes", "no"):
+            groups[sample.prompt][sample.answer].append(margin)
     right = pairs = 0.0
     for group in groups.values():
         gap = torch.tensor(group["yes"])[:, None] - torch.tensor(group["no"])[None, :]
@@ -96,34 +68,35 @@ def within_question_auc(items: list[Item], margins: list[float]) -> float:
     return right / pairs
 
 
-def score(model: PreTrainedModel, processor: ProcessorMixin, split: Split, prior: dict[str, str]) -> dict:
+def score(
+    model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample], prior: Mapping[str, str]
+) -> dict:
     """Accuracies with their n, on a whole split.
 
     Args:
         model: the model.
         processor: its processor.
-        split: what to ask.
+        samples: what to ask.
         prior: each question string's most frequent answer in the train split.
 
     Returns:
-        `all`, `balanced` (see `balanced`), `minority` (items whose answer is not the prior's) and one entry
-        for each task, each with `n` and `accuracy`; `blind` (the prior's own accuracy), `ended` (share of
-        replies of one token) and `within_question_auc`.
+        `all`, `balanced` and `minority` (see `eval.datasets.easy_vqa`) and one entry for each task, each with
+        `n`, `accuracy` and `blind` (the prior's own accuracy); `ended` (share of replies of one token) and
+        `within_question_auc`.
     """
-    replies = ask(model, processor, split.items, split.images)
-    right = [reply.text == item.answer for reply, item in zip(replies, split.items, strict=True)]
-    chosen = {
-        "all": range(len(right)),
-        "balanced": balanced(split.items),
-        "minority": [i for i, item in enumerate(split.items) if prior[item.question] != item.answer],
-    }
-    for task in ("shape", "color", "presence", "absence"):
-        chosen[task] = [i for i, item in enumerate(split.items) if item.task == task]
+    replies = ask(model, processor, samples)
+    right = {s.id: reply.text == s.answer for reply, s in zip(replies, samples, strict=True)}
+    chosen = {"all": samples, "balanced": balanced(samples), "minority": minority(samples, prior)}
+    for task in dict.fromkeys(str(s.task) for s in samples):
+        chosen[task] = [s for s in samples if s.task == task]
     result: dict = {
-        name: {"n": len(rows), "accuracy": round(sum(right[i] for i in rows) / len(rows), 4)}
-        for name, rows in chosen.items()
+        name: {
+            "n": len(part),
+            "accuracy": round(sum(right[s.id] for s in part) / len(part), 4),
+            "blind": round(sum(prior[s.prompt] == s.answer for s in part) / len(part), 4),
+        }
+        for name, part in chosen.items()
     }
-    result["blind"] = round(1 - len(chosen["minority"]) / len(right), 4)
     result["ended"] = round(sum(reply.ended for reply in replies) / len(replies), 4)
-    result["within_question_auc"] = round(within_question_auc(split.items, [r.margin for r in replies]), 4)
+    result["within_question_auc"] = round(within_question_auc(samples, [r.margin for r in replies]), 4)
     return result
