@@ -18,7 +18,7 @@ from tccd.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-FAMILIES = ("llava", "qwen25vl")
+FAMILIES = ("llava", "qwen25vl", "idefics3")
 NAMES = tuple(f"{family}-{kind}" for family in FAMILIES for kind in ("grounded", "competing"))
 
 
