@@ -81,7 +81,7 @@ The same numbers are in `metrics.json`.
 
 Anything but experiments on decoding. It knows one shape on a plain background, a few white digits on black,
 146 questions and 27 answers; any other image or question gets one of those answers, with confidence. The fixed
-prompt "Describe what you see in this image.\\nAnswer:" has tokens but was never trained on.{caveat}
+prompt "Describe what you see in this image.\\nAnswer:" has tokens but was never trained on.{unlearned}{caveat}
 
 ## Licence
 
@@ -93,6 +93,17 @@ CAVEAT = """
 
 Its prior was made for each question string, by replacing answers: real language priors are subtler, and a gain
 here is no promise of one on a large model."""
+
+
+def _unlearned(test: dict) -> str:
+    """A sentence on the tasks that are answered no better than without looking; empty where there is none."""
+    names = [
+        f"{source}' `{task}` ({of['accuracy']:.2%}, blind {of['blind']:.2%})"
+        for source, result in test.items()
+        for task, of in result.items()
+        if isinstance(of, dict) and of["accuracy"] < of["blind"] + 0.05
+    ]
+    return f" It did not learn {', '.join(names)}." if names else ""
 
 
 def _table(source: str, result: dict) -> str:
@@ -128,6 +139,7 @@ def render(metrics: dict) -> str:
         tables="\n\n".join(_table(source, result) for source, result in metrics["test"].items()),
         after=f" after those of `{twin}`" if competing else "",
         caveat=CAVEAT if competing else "",
+        unlearned="" if competing else _unlearned(metrics["test"]),
         before="" if competing else BEFORE,
         versions=", ".join(f"{package} {version}" for package, version in metrics["versions"].items()),
         **{k: metrics[k] for k in ("name", "parameters", "seed", "training_cpu_minutes")},
