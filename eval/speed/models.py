@@ -78,6 +78,17 @@ def random_qwen(
     return model.eval()
 
 
+def describe(model: Any) -> dict[str, Any]:
+    """What a result says of the model that was measured."""
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": model.config.get_text_config().num_hidden_layers,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+    }
+
+
 def prompt(
     model: Any, batch: int, image_tokens: int = 600, text_tokens: int = 60, seed: int = 0
 ) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from eval.speed.models import prompt, random_qwen
+from eval.speed.models import describe, prompt, random_qwen
 from eval.speed.timing import Seconds, alternate, machine, spread, write
 from probes.streams import run_streams
 from tccd import CentroidBank
@@ -135,13 +135,7 @@ def main(rounds: int = 5, threads: int = 1, vision: bool = True, out: Path = OUT
     torch.set_num_threads(threads)
     model = random_qwen()
     found: dict[str, Any] = {
-        "model": {
-            "class": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "layers": model.config.get_text_config().num_hidden_layers,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "attention": model.config._attn_implementation,
-        },
+        "model": describe(model),
         "machine": machine(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "modalities": {},

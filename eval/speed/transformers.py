@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from eval.baselines.two_pass import two_pass
-from eval.speed.models import prompt, random_qwen
+from eval.speed.models import describe, prompt, random_qwen
 from eval.speed.timing import Seconds, alternate, machine, peak_memory, spread, write
 from tccd import TCCD, CentroidBank
 from tccd.decoding.streams import erased_layers
@@ -150,13 +150,7 @@ def measure(
     bank = CentroidBank.from_arrays(model, {("text", layer): centroids})
     ways, not_run = methods(model, bank, new_tokens)
     found: dict[str, Any] = {
-        "model": {
-            "class": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "layers": model.config.get_text_config().num_hidden_layers,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "attention": model.config._attn_implementation,
-        },
+        "model": describe(model),
         "settings": {
             "layer": layer,
             "k": k,

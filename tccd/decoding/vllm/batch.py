@@ -59,8 +59,7 @@ class Chunk:
     @property
     def strength(self) -> float:
         """`alpha_cd` of the token that this step samples."""
-        config = self.request.settings.config
-        return config.alpha_cd if config.tokens == "all" or self.end == self.request.prompt else 0.0
+        return self.request.settings.config.alpha_cd if self.contrasts else 0.0
 
     @property
     def contrasts(self) -> bool:
