@@ -38,6 +38,10 @@ class DataError(TCCDError, ValueError):
     """A data source can't be read as images, prompts and answers."""
 
 
+class BusyError(TCCDError, RuntimeError):
+    """Another run holds the folder."""
+
+
 class MissingExtraError(TCCDError, ImportError):
     """An optional dependency is not installed."""
 

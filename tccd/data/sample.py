@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, overload
 
 from PIL import Image, ImageOps
 
+from tccd.data.pictures import picture_digest, to_rgb
 from tccd.errors import DataError
 
 
@@ -59,7 +60,16 @@ class Sample:
         Raises:
             DataError: the image can't be read; names its file.
         """
-        return self.load().convert("RGB")
+        return to_rgb(self.load(), f"of sample {self.id}")
+
+    @cached_property
+    def picture_digest(self) -> str:
+        """What the image shows, as 16 hexadecimal digits; the same for copies under other names.
+
+        Raises:
+            DataError: as `image`.
+        """
+        return picture_digest(self.image)
 
 
 @dataclass(frozen=True)
