@@ -11,10 +11,10 @@ from torch import Tensor
 from probes.scoring import normalised
 from tccd.decoder import Decoder
 from tccd.decoding.config import TCCDConfig
-from tccd.decoding.packing import Step
-from tccd.decoding.session import TCCDSession
-from tccd.decoding.streams import Erasure
-from tccd.decoding.twin import Session
+from tccd.decoding.session import ContrastSession
+from tccd.engine.packing import Step
+from tccd.engine.reference import Erasure
+from tccd.engine.session import Session
 
 
 class ErasedSession(Session):
@@ -51,7 +51,7 @@ def generate_tokens(
     if erasure is not None and config is None:
         session = ErasedSession(decoder, (erasure,))
     elif erasure is not None and config is not None:
-        session = TCCDSession(decoder, erasure, config, prompt_length=width)
+        session = ContrastSession(decoder, erasure, config, prompt_length=width)
     # Greedy means greedy: a checkpoint's own penalties would be a second, unrecorded correction.
     greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     with nullcontext() if session is None else session.active():

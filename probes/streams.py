@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tccd.data import Sample
 from tccd.decoder import Decoder, first_tensor
-from tccd.decoding.packing import Step
-from tccd.decoding.streams import Erasure
-from tccd.decoding.twin import Session
+from tccd.engine.packing import Step
+from tccd.engine.reference import Erasure
+from tccd.engine.session import Session
 from tccd.inputs import encode
 
 #: Streams of one forward hold at most about this many columns for each clean one: memory grows with them, and the
@@ -53,7 +53,7 @@ class _Collector(Session):
         output = super().run_layer(index, forward, args, kwargs)
         assert self.step is not None
         for number, part in enumerate(self.step.parts):
-            if part.stream.erasure.layer == index and part.queries:
+            if part.stream.reference.layer == index and part.queries:
                 assert part.hidden is not None
                 before, after = first_tensor(output)[:, -part.queries :][part.where], part.hidden[part.where]
                 self.moved[number] = float((after.float() - before.float()).norm(dim=-1).double().sum())

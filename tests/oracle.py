@@ -107,3 +107,45 @@ def greedy(
         tokens.append(combined.argmax(-1))
         inputs = extend(inputs, tokens[-1])
     return torch.stack(tokens, 1), torch.stack(scores, 1)
+
+
+def greedy_with(
+    model: Any, inputs: dict[str, Any], reference: Callable[[dict[str, Any]], Tensor], alpha_cd: float, steps: int
+) -> tuple[Tensor, Tensor]:
+    """As `greedy`, the reference's logits, shape (batch, sequence, vocabulary), by any whole forward."""
+    tokens, scores = [], []
+    for _ in range(steps):
+        clean, other = full_logits(model, inputs)[:, -1].float(), reference(inputs)[:, -1].float()
+        scores.append(clean + alpha_cd * (clean - other))
+        tokens.append(scores[-1].argmax(-1))
+        inputs = extend(inputs, tokens[-1])
+    return torch.stack(tokens, 1), torch.stack(scores, 1)
+
+
+@torch.no_grad()
+def withheld_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Logits of a whole forward in which no position sees a vision position but that position itself.
+
+    The image's own states stay where they are; nobody reads them.
+    """
+    ids = inputs["input_ids"]
+    vision = torch.isin(ids, torch.tensor(sorted(vision_ids_of(model))))
+    n = ids.shape[1]
+    itself = torch.eye(n, dtype=torch.bool)
+
+    def hide(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(n, n, dtype=torch.bool).tril()[None, None]
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        seen = seen & (~vision[:, None, None, :] | itself)
+        if mask.dtype != torch.bool:
+            seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        return args, kwargs | {"attention_mask": seen}
+
+    handles = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in model.get_decoder().layers]
+    try:
+        return model(**inputs, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -25,7 +25,7 @@ from eval.baselines.two_pass import two_pass
 from eval.speed.models import describe, prompt, random_qwen
 from eval.speed.timing import Seconds, alternate, machine, peak_memory, spread, write
 from tccd import TCCD, CentroidBank
-from tccd.decoding.streams import erased_layers
+from tccd.engine.streams import erased_layers
 
 OUT = Path("out/speed/transformers.json")
 

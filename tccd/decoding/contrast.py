@@ -1,4 +1,4 @@
-"""Contrast of a clean and an erased stream: pure functions of tensors, the same for every engine."""
+"""Contrast of a clean stream and a reference: pure functions of tensors, the same for every engine."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import math
 import torch
 from torch import Tensor
 
-from tccd.decoding.config import TCCDConfig
+from tccd.decoding.config import Rule
 from tccd.errors import ConfigError
 
 
-def combine(clean: Tensor, erased: Tensor, strength: float | Tensor) -> Tensor:
-    """`clean + strength * (clean - erased)`, in fp32 (arXiv 2604.14363, eq. of TCCD).
+def combine(clean: Tensor, reference: Tensor, strength: float | Tensor) -> Tensor:
+    """`clean + strength * (clean - reference)`, in fp32 (arXiv 2604.14363, eq. of TCCD).
 
     Linear, so it serves logits and, under a linear head, post-norm states alike.
 
     Args:
         clean: logits or states of the clean stream, shape (..., width).
-        erased: the same of the erased stream.
+        reference: the same of the reference.
         strength: a number, or a tensor that broadcasts against (..., width).
     """
     clean = clean.float()
-    return clean + strength * (clean - erased.float())
+    return clean + strength * (clean - reference.float())
 
 
 def plausible(clean: Tensor, beta: float) -> Tensor:
@@ -88,27 +88,27 @@ def opening(values: Tensor, gate: str, threshold: float, ramp: float) -> Tensor:
     return (away / ramp + 0.5).clamp(0, 1)
 
 
-def contrast(clean: Tensor, erased: Tensor, config: TCCDConfig) -> tuple[Tensor, Tensor]:
+def contrast(clean: Tensor, reference: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """The whole rule: gate, combination, plausibility.
 
     Args:
         clean: logits of the clean stream, shape (..., vocabulary).
-        erased: logits of the erased stream, the same shape.
-        config: the settings; with `beta = 0` and no gate this is the paper's formula exactly.
+        reference: logits of the reference stream, the same shape.
+        rule: the settings; with `beta = 0` and no gate this is the paper's formula exactly.
 
     Returns:
         Logits in fp32, implausible tokens at minus infinity, and the gate's opening of shape (...), which
         scaled `alpha_cd` at each position (all ones without a gate). Where the gate is shut the clean logits
         come back whole: no contrast, so nothing for plausibility to guard.
     """
-    if config.gate is None:
+    if rule.gate is None:
         opened = torch.ones(clean.shape[:-1], device=clean.device)
     else:
-        values = signal(clean, erased, config.gate)
-        opened = opening(values, config.gate, config.gate_threshold, config.gate_ramp)
-    combined = combine(clean, erased, config.alpha_cd * opened[..., None])
+        values = signal(clean, reference, rule.gate)
+        opened = opening(values, rule.gate, rule.gate_threshold, rule.gate_ramp)
+    combined = combine(clean, reference, rule.alpha_cd * opened[..., None])
     combined = combined.masked_fill(clean == -math.inf, -math.inf)  # and not the NaN of inf - inf
-    if config.beta > 0:
-        allowed = plausible(clean, config.beta) | (opened == 0)[..., None]
+    if rule.beta > 0:
+        allowed = plausible(clean, rule.beta) | (opened == 0)[..., None]
         combined = combined.masked_fill(~allowed, -math.inf)
     return combined, opened

@@ -1,4 +1,4 @@
-"""TCCD in transformers: three doors to one engine."""
+"""Contrastive decoding in transformers: three doors to one engine."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import sys
 import threading
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerationMixin
 
 from tccd.centroids.bank import CentroidBank
-from tccd.centroids.replacement import Centroids
 from tccd.decoder import find_decoder
-from tccd.decoding.config import TCCDConfig
+from tccd.decoding.config import Rule, TCCDConfig
 from tccd.decoding.processor import TCCDLogitsProcessor, WatchingSession
-from tccd.decoding.refusals import check_model
-from tccd.decoding.session import Contrasted, TCCDSession
-from tccd.decoding.streams import Erasure
+from tccd.decoding.references import centroid_erasure, text_layer
+from tccd.decoding.session import Contrasted, ContrastSession
+from tccd.engine.reference import EMBEDDINGS, Reference
+from tccd.engine.refusals import check_model
 from tccd.errors import ConfigError, UnsupportedModelError
-from tccd.modality import Modality
 
 _MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -34,71 +32,56 @@ _MODES = (
 )
 
 
-class TCCD:
-    """Text-centroid contrastive decoding for a transformers vision-language model.
+class Contrast:
+    """Contrastive decoding of a transformers vision-language model with any reference.
 
-    Every token is drawn from `clean + alpha_cd * (clean - erased)`, where the erased stream's text tail was
-    replaced by its nearest centroids at one layer (arXiv 2604.14363). The erased stream runs inside the clean
-    one's forward (see `tccd.decoding.twin`). A row without an image is decoded plainly.
+    Every token is drawn from `clean + alpha_cd * (clean - reference)`. The reference runs inside the clean
+    stream's forward (see `tccd.engine.session`). A row without an image is decoded plainly.
 
     Three doors:
 
-    - `model.generate(**inputs, custom_generate=tccd)`: greedy, sampling, beams, assisted and prompt-lookup
+    - `model.generate(**inputs, custom_generate=contrast)`: greedy, sampling, beams, assisted and prompt-lookup
       decoding, streamers included; `scores` and `logits` are the combined ones.
-    - `with tccd: ...`: every call of the model in this thread, by whatever calls it (a pipeline).
-    - `model.generate(**inputs, logits_processor=[tccd.logits_processor()])`: where only processors are taken.
+    - `with contrast: ...`: every call of the model in this thread, by whatever calls it (a pipeline).
+    - `model.generate(**inputs, logits_processor=[contrast.logits_processor()])`: where only processors are taken.
 
     Args:
         model: a loaded model with a language-model head, in eval mode.
-        bank: centroids fitted for this model, with a text entry at the layer.
-        alpha_cd, alpha_interp, layer, beta, gate, gate_threshold, gate_ramp, tokens: see `TCCDConfig`.
-        config: all of them at once, instead.
+        reference: what is contrasted with: `tccd.decoding.references.no_vision()`, `blank_image(...)`.
+        alpha_cd, beta, gate, gate_threshold, gate_ramp, tokens: see `Rule`.
+        rule: all of them at once, instead.
 
     Raises:
-        ConfigError: a setting is out of range, or the bank's layer is ambiguous.
-        BankMismatchError: the bank was fitted for another model, or has no such layer.
+        ConfigError: a setting is out of range, or given twice.
         UnsupportedModelError: the engine is not exact for this model.
 
     Example:
         >>> from PIL import Image
+        >>> from tccd.decoding.references import no_vision
         >>> from tccd.inputs import encode
-        >>> tccd = TCCD(model, bank, alpha_cd=1.0, alpha_interp=0.4)
+        >>> contrast = Contrast(model, no_vision(), alpha_cd=0.5, beta=0.1)
         >>> inputs = encode(processor, [[Image.new("RGB", (64, 64))]], ["what shape is in the image?"])
-        >>> tokens = model.generate(**inputs, custom_generate=tccd, max_new_tokens=4)
-        >>> with tccd:
-        ...     same = model.generate(**inputs, max_new_tokens=4)
-        >>> bool((tokens == same).all())
-        True
+        >>> model.generate(**inputs, custom_generate=contrast, max_new_tokens=4).shape[0]
+        1
     """
 
-    def __init__(
-        self,
-        model: Any,
-        bank: CentroidBank,
-        alpha_cd: float = 1.0,
-        alpha_interp: float = 0.4,
-        layer: int | None = None,
-        beta: float = 0.0,
-        gate: str | None = None,
-        gate_threshold: float = 0.5,
-        gate_ramp: float = 0.0,
-        tokens: str = "all",
-        *,
-        config: TCCDConfig | None = None,
-    ) -> None:
-        given = TCCDConfig(alpha_cd, alpha_interp, layer, beta, gate, gate_threshold, gate_ramp, tokens)
-        if config is not None and given != TCCDConfig():
-            raise ConfigError("settings were given both one by one and as config; give them once")
-        self.config = config or given
+    def __init__(self, model: Any, reference: Reference, *, rule: Rule | None = None, **settings: Any) -> None:
+        if rule is not None and settings:
+            raise ConfigError("settings were given both one by one and as rule; give them once")
+        self._set_up(model, reference, Rule.from_dict(settings) if rule is None else rule)
+
+    def _set_up(self, model: Any, reference: Reference, rule: Rule) -> None:
         self.model = model
-        self.bank = bank
-        bank.check(model)
         self.decoder = find_decoder(model)
-        self.layer = text_layer(bank, self.config.layer)
-        self.decoder.check_layer(self.layer, last_allowed=False)
-        self.erasure = centroid_erasure(bank, self.layer, self.config.alpha_interp)
+        self.reference = reference
+        self.rule = rule
+        if reference.layer != EMBEDDINGS:
+            self.decoder.check_layer(reference.layer, last_allowed=False)
         check_model(self.decoder)
         self._local = threading.local()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.reference!r}, {self.rule!r})"
 
     @property
     def trace(self) -> list[Contrasted]:
@@ -146,13 +129,13 @@ class TCCD:
                 **model_kwargs,
             )
 
-    def session(self, prompt_length: int | None = None) -> TCCDSession:
+    def session(self, prompt_length: int | None = None) -> ContrastSession:
         """A fresh decoding session; `trace` shows the last one of this thread."""
-        session = TCCDSession(self.decoder, self.erasure, self.config, prompt_length)
+        session = ContrastSession(self.decoder, self.reference, self.rule, prompt_length)
         self._local.last = session
         return session
 
-    def __enter__(self) -> TCCD:
+    def __enter__(self) -> Self:
         """Contrast every call of the model in this thread until the block ends."""
         stack = self._stack()
         context = self.session().active()
@@ -178,51 +161,57 @@ class TCCD:
         `model.generate(**inputs, logits_processor=[tccd.logits_processor()])`. Transformers runs it after its
         own penalties, which therefore see the clean logits; with `custom_generate` they see the combined.
         """
-        session = WatchingSession(self.decoder, self.erasure, self.config)
+        session = WatchingSession(self.decoder, self.reference, self.rule)
         self._local.last = session
         return TCCDLogitsProcessor(session)
 
     def _check_same(self, model: Any) -> None:
         if model is not self.model:
             raise ConfigError(
-                f"this TCCD was made for another {type(self.model).__name__} than the one that generates; "
-                "make one for each model"
+                f"this {type(self).__name__} was made for another {type(self.model).__name__} than the one that "
+                "generates; make one for each model"
             )
 
 
-def text_layer(bank: CentroidBank, layer: int | None) -> int:
-    """The layer whose text centroids are used: the one asked for, or the bank's only one.
+class TCCD(Contrast):
+    """Text-centroid contrastive decoding for a transformers vision-language model.
+
+    A `Contrast` whose reference has its text tail replaced by its nearest centroids at one layer
+    (arXiv 2604.14363); its three doors are those of `Contrast`.
+
+    Args:
+        model: a loaded model with a language-model head, in eval mode.
+        bank: centroids fitted for this model, with a text entry at the layer.
+        alpha_cd, alpha_interp, layer, beta, gate, gate_threshold, gate_ramp, tokens: see `TCCDConfig`.
+        config: all of them at once, instead.
 
     Raises:
-        ConfigError: none was asked for and the bank has several, or none.
-        BankMismatchError: the bank has no text entry at the layer.
+        ConfigError: a setting is out of range or given twice, or the bank's layer is ambiguous.
+        BankMismatchError: the bank was fitted for another model, or has no such layer.
+        UnsupportedModelError: the engine is not exact for this model.
+
+    Example:
+        >>> from PIL import Image
+        >>> from tccd.inputs import encode
+        >>> tccd = TCCD(model, bank, alpha_cd=1.0, alpha_interp=0.4)
+        >>> inputs = encode(processor, [[Image.new("RGB", (64, 64))]], ["what shape is in the image?"])
+        >>> tokens = model.generate(**inputs, custom_generate=tccd, max_new_tokens=4)
+        >>> with tccd:
+        ...     same = model.generate(**inputs, max_new_tokens=4)
+        >>> bool((tokens == same).all())
+        True
     """
-    if layer is None:
-        found = bank.layers("text")
-        if len(found) != 1:
-            raise ConfigError(f"the bank holds text centroids of layers {list(found)}; say layer=...")
-        return found[0]
-    bank.centroids("text", layer)
-    return layer
 
-
-def centroid_erasure(
-    bank: CentroidBank, layer: int, alpha_interp: float, modality: Modality = "text", segment: str | None = None
-) -> Erasure:
-    """Erase a modality by its bank's centroids at a layer.
-
-    Raises:
-        BankMismatchError: the bank has no such entry.
-    """
-    centroids = Centroids(bank.centroids(modality, layer))
-    on: dict[torch.device, Centroids] = {}
-
-    def replace(hidden: Tensor) -> Tensor:
-        if hidden.device not in on:
-            on[hidden.device] = centroids.to(hidden.device)
-        return on[hidden.device].replace(hidden, alpha_interp)
-
-    return Erasure(layer=layer, replace=replace, modality=modality, segment=segment)
+    def __init__(
+        self, model: Any, bank: CentroidBank, *, config: TCCDConfig | None = None, **settings: Any
+    ) -> None:
+        if config is not None and settings:
+            raise ConfigError("settings were given both one by one and as config; give them once")
+        self.config = TCCDConfig.from_dict(settings) if config is None else config
+        self.bank = bank
+        bank.check(model)
+        self.layer = text_layer(bank, self.config.layer)
+        self._set_up(model, centroid_erasure(bank, self.layer, self.config.alpha_interp), self.config)
 
 
 def _dropped_by_generate(model: Any) -> dict[str, Any]:

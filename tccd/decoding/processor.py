@@ -12,15 +12,15 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from tccd.decoder import Decoder
-from tccd.decoding.config import TCCDConfig
+from tccd.decoding.config import Rule
 from tccd.decoding.contrast import contrast
-from tccd.decoding.packing import Step
-from tccd.decoding.session import Contrasted, TCCDSession
-from tccd.decoding.streams import Erasure
+from tccd.decoding.session import Contrasted, ContrastSession
+from tccd.engine.packing import Step
+from tccd.engine.reference import Reference
 from tccd.errors import TCCDError, UnsupportedModelError
 
 
-class WatchingSession(TCCDSession):
+class WatchingSession(ContrastSession):
     """Leaves the model's logits as they are, and keeps both streams' for a processor.
 
     It may outlive its `generate` call (an exception's traceback keeps the processor alive), so it disturbs
@@ -33,8 +33,8 @@ class WatchingSession(TCCDSession):
 
     yields = True
 
-    def __init__(self, decoder: Decoder, erasure: Erasure, config: TCCDConfig) -> None:
-        super().__init__(decoder, erasure, config)
+    def __init__(self, decoder: Decoder, reference: Reference, rule: Rule) -> None:
+        super().__init__(decoder, reference, rule)
         self.seen: tuple[Tensor, Tensor, Tensor] | None = None
         self.problem: TCCDError | None = None
 
@@ -90,7 +90,7 @@ class TCCDLogitsProcessor(LogitsProcessor):
         session = self._session
         if session.problem is not None:
             raise session.problem
-        if session.config.is_off:
+        if session.rule.is_off:
             return scores
         if session.seen is None or session.seen[0].shape[0] != scores.shape[0]:
             raise UnsupportedModelError(
@@ -99,7 +99,7 @@ class TCCDLogitsProcessor(LogitsProcessor):
             )
         clean, erased, allowed = session.seen
         session.seen = None
-        combined, opened = contrast(clean, erased, session.config)
+        combined, opened = contrast(clean, erased, session.rule)
         opened = opened * allowed
         shift = (combined - clean).masked_fill(clean == -math.inf, 0.0).to(scores.device)
         mixed = scores + torch.where(allowed[:, None].to(scores.device), shift, 0.0)

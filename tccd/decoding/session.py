@@ -1,4 +1,4 @@
-"""TCCD on the twin engine: one clean and one text-erased stream, and what their contrast did."""
+"""A contrast on the twin engine: one clean stream and one reference, and what their contrast did."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from tccd.decoder import Decoder
-from tccd.decoding.config import TCCDConfig
+from tccd.decoding.config import Rule
 from tccd.decoding.contrast import combine, contrast
-from tccd.decoding.packing import Step
-from tccd.decoding.refusals import check_uncompiled
-from tccd.decoding.streams import Erasure
-from tccd.decoding.twin import Session
+from tccd.engine.packing import Step
+from tccd.engine.reference import Reference
+from tccd.engine.refusals import check_uncompiled
+from tccd.engine.session import Session
 from tccd.errors import ConfigError
 
 
@@ -32,19 +32,19 @@ class Contrasted:
     opened: Tensor
 
 
-class TCCDSession(Session):
-    """Contrast of one clean and one text-erased stream.
+class ContrastSession(Session):
+    """Contrast of the clean stream and a reference.
 
     Attributes:
         trace: where contrast acted, one entry a forward.
     """
 
     def __init__(
-        self, decoder: Decoder, erasure: Erasure, config: TCCDConfig, prompt_length: int | None = None
+        self, decoder: Decoder, reference: Reference, rule: Rule, prompt_length: int | None = None
     ) -> None:
         # Settings that are plain decoding need no second stream: off means off.
-        super().__init__(decoder, () if config.is_off else (erasure,))
-        self.config = config
+        super().__init__(decoder, () if rule.is_off else (reference,))
+        self.rule = rule
         self.prompt_length = prompt_length
         self.uncompiled = prompt_length is not None  # custom_generate knows the prompt and turns compilation off
         self.trace: list[Contrasted] = []
@@ -57,14 +57,14 @@ class TCCDSession(Session):
             check_uncompiled(step.cache, next(self.decoder.norm.parameters()).device.type)
         if step is not None and step.prefill and self.prompt_length is None:
             self.prompt_length = step.n
-        if self.config.tokens == "first" and kwargs.get("use_cache") is False:
+        if self.rule.tokens == "first" and kwargs.get("use_cache") is False:
             raise ConfigError("tokens='first' needs use_cache=True: without it every token looks like the first")
 
     def mask(self, step: Step, m: int) -> Tensor:
         """Columns where contrast may act, shape (batch, m), for the last m own columns of this forward."""
         part = step.parts[0]
-        own = part.own[:, part.queries - m :]
-        if self.config.tokens == "first":
+        own = part.answers[:, part.queries - m :]
+        if self.rule.tokens == "first":
             assert self.prompt_length is not None
             position = torch.arange(step.past + step.n - m, step.past + step.n, device=own.device)
             own = own & (position == self.prompt_length - 1)
@@ -74,20 +74,20 @@ class TCCDSession(Session):
         """Fact three: under a linear head the combination of states gives the combination of logits."""
         if not erased:
             return clean
-        if self.config.needs_logits or not self.decoder.linear_logits:
+        if self.rule.needs_logits or not self.decoder.linear_logits:
             return None
         m = erased[0].shape[1]
         opened = self.mask(step, m).to(clean.device)
         self._record(step, opened.float())
         tail = clean[:, clean.shape[1] - m :]
-        mixed = combine(tail, erased[0], self.config.alpha_cd).to(clean.dtype)
+        mixed = combine(tail, erased[0], self.rule.alpha_cd).to(clean.dtype)
         return torch.cat([clean[:, : clean.shape[1] - m], torch.where(opened[..., None], mixed, tail)], 1)
 
     def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
         """The whole rule on logits: gate, combination, plausibility."""
         m = erased[0].shape[1]
         tail = clean[:, clean.shape[1] - m :]
-        mixed, opened = contrast(tail, erased[0], self.config)
+        mixed, opened = contrast(tail, erased[0], self.rule)
         allowed = self.mask(step, m).to(clean.device)
         self._record(step, opened * allowed)
         mixed = torch.where(allowed[..., None], mixed.to(clean.dtype), tail)

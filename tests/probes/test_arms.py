@@ -14,8 +14,8 @@ from tccd import CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.decoder import find_decoder
 from tccd.decoding.huggingface import centroid_erasure
-from tccd.decoding.streams import Erasure
-from tccd.decoding.twin import Session
+from tccd.engine.reference import Erasure
+from tccd.engine.session import Session
 from tccd.inputs import encode
 from tccd.modality import modality_map, vision_token_ids
 from tests import oracle

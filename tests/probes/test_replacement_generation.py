@@ -14,7 +14,7 @@ from tccd import CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.decoder import find_decoder
 from tccd.decoding.huggingface import centroid_erasure
-from tccd.decoding.streams import Erasure
+from tccd.engine.reference import Erasure
 from tccd.modality import modality_map, vision_token_ids
 from tests import oracle
 from tests.tiny import Row, cached_tiny, inputs
@@ -28,7 +28,7 @@ def by_oracle(model, batch, erasure, replace, config=None):
     where = modality_map(ids, vision_token_ids(model.config), attention).segment(erasure.modality, erasure.segment)
     if erasure.spare:
         where[:, -erasure.spare :] = False
-    tail = where.any(-1, keepdim=True) if erasure.erases_generated else torch.zeros_like(where[:, :1])
+    tail = where.any(-1, keepdim=True) if erasure.replaces_generated else torch.zeros_like(where[:, :1])
     tokens = []
     for _ in range(STEPS):
         erased = oracle.full_logits(model, batch, erasure.layer, where, replace)[:, -1]

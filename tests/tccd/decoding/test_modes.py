@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor, Text
 from transformers.cache_utils import DynamicCache
 
 from tccd import TCCD
-from tccd.decoding.installation import is_installed
+from tccd.engine.installation import is_installed
 from tests import oracle
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens, text_bank, text_centroids
 from tests.tiny import Row, cached_tiny, inputs, tiny

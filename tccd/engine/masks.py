@@ -20,10 +20,13 @@ class Columns:
         start: first own column of each row, absolute, shape (batch,); beyond every sequence in a row that the
             stream leaves alone.
         first: the smallest of `start`; keys are kept from this column on.
+        hidden: columns of the prompt that no query of the stream sees but the one that stands there, boolean,
+            shape (batch, prompt); None for none.
     """
 
     start: Tensor
     first: int
+    hidden: Tensor | None = None
 
 
 def causal(n: int, past: int, kv_length: int, kv_offset: int, device: torch.device) -> Tensor:
@@ -37,7 +40,7 @@ def packed(clean: Tensor, streams: list[tuple[Columns, int]], past: int, kv_offs
     """Mask for queries [clean | erased of stream 0 | ...] over keys [clean | erased of stream 0 | ...].
 
     A clean query sees what it saw. An erased query sees the clean keys before its stream's start and, from
-    there on, its own stream's keys, under the mask of its clean twin.
+    there on, its own stream's keys, under the mask of its clean twin and but for what is hidden from the stream.
 
     Args:
         clean: boolean, shape (batch or 1, 1, n, kv); column j of the keys stands at kv_offset + j.
@@ -64,9 +67,19 @@ def packed(clean: Tensor, streams: list[tuple[Columns, int]], past: int, kv_offs
         own_position = torch.arange(now - width, now, device=clean.device)
         prefix = twin & (position < start)
         own = own & (own_position >= start)
+        if columns.hidden is not None:
+            unseen = pad(columns.hidden, (0, max(0, now - columns.hidden.shape[-1])))[:, None, None]
+            prefix = prefix & ~_at(unseen, position)
+            itself = own_position == torch.arange(now - queries, now, device=clean.device)[:, None]
+            own = own & (~_at(unseen, own_position) | itself)
         rows.append(torch.cat([prefix, pad(own, (before, sum(widths) - before - width))], -1))
         before += width
     return torch.cat(rows, -2)
+
+
+def _at(hidden: Tensor, position: Tensor) -> Tensor:
+    """`hidden` (..., columns) at some positions; a static cache has positions beyond the last column, unseen."""
+    return hidden[..., position.clamp(max=hidden.shape[-1] - 1)]
 
 
 def sees_ahead(mask: object, start: Tensor) -> bool:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder, first_tensor, replace_first
-from tccd.decoding import masks, streams
-from tccd.decoding.installation import current, install, session_of, uninstall
-from tccd.decoding.packing import CausalFirst, PackedCache, Step, is_suffix, on
-from tccd.decoding.refusals import check_cache, check_call, check_model, check_prefix
-from tccd.decoding.streams import ErasedLayer, Erasure
+from tccd.engine import masks, streams
+from tccd.engine.installation import current, install, session_of, uninstall
+from tccd.engine.packing import CausalFirst, PackedCache, Step, is_suffix, on
+from tccd.engine.reference import EMBEDDINGS, Reference
+from tccd.engine.refusals import check_cache, check_call, check_model, check_prefix
+from tccd.engine.streams import ErasedLayer
 from tccd.errors import ConfigError, UnsupportedModelError
 from tccd.modality import modality_map, vision_token_ids
 
@@ -38,23 +39,23 @@ class Session:
 
     Args:
         decoder: the model's parts.
-        erasures: one stream each.
+        references: one stream each.
 
     Attributes:
         step: the forward that is running.
         is_open: whether the session may still be used.
 
     Raises:
-        ConfigError: an erasure's layer is out of range.
+        ConfigError: a reference's layer is out of range.
         UnsupportedModelError: the engine is not exact for this model.
     """
 
     #: Whether another session on the same model and thread may take its place.
     yields = False
 
-    def __init__(self, decoder: Decoder, erasures: tuple[Erasure, ...]) -> None:
+    def __init__(self, decoder: Decoder, references: tuple[Reference, ...]) -> None:
         self.decoder = decoder
-        self.erasures = erasures
+        self.references = references
         self.step: Step | None = None
         self.is_open = True
         self._vision_ids = vision_token_ids(decoder.model.config)
@@ -63,8 +64,9 @@ class Session:
         self._normed: Tensor | None = None
         self._kept = 0
         self._caches: list[weakref.ref[Cache]] = []
-        for erasure in erasures:
-            decoder.check_layer(erasure.layer, last_allowed=False)
+        for reference in references:
+            if reference.layer != EMBEDDINGS:
+                decoder.check_layer(reference.layer, last_allowed=False)
         check_model(decoder)
 
     # -- what becomes of the streams -------------------------------------------------------------------
@@ -110,14 +112,15 @@ class Session:
                 streams.detach(cache)
             mask = given.get("attention_mask")
             mask = mask if isinstance(mask, Tensor) and mask.shape == ids.shape else None
-            parts = streams.begin(self.erasures, modality_map(ids, self._vision_ids, mask, has_images))
+            where = modality_map(ids, self._vision_ids, mask, has_images)
+            parts = streams.begin(tuple(one.prepare(self.decoder, ids) for one in self.references), where)
         elif has_images:
             raise UnsupportedModelError(
                 "an image came after the first forward (an image later in a conversation), which moves the "
                 "text tail; pass the whole prompt in one forward"
             )
         else:
-            parts = streams.resume(self, self.erasures, cache, past, ids)
+            parts = streams.resume(self, self.references, cache, past, ids)
         self.step = Step(past, ids.shape[1], parts, cache)
 
     def end(self, output: Any) -> Any:
@@ -144,7 +147,7 @@ class Session:
 
     def _ride(self, step: Step, cache: Cache) -> None:
         for number, part in enumerate(step.parts):
-            for layer in range(part.stream.erasure.layer + 1, self.decoder.num_layers):
+            for layer in range(part.stream.reference.layer + 1, self.decoder.num_layers):
                 if layer not in part.layers:  # a tail that is empty so far
                     part.layers[layer] = ErasedLayer(self, number, layer, part.stream)
                 cache.layers.append(part.layers[layer])
@@ -155,15 +158,20 @@ class Session:
     def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run one decoder layer on the clean columns and on those of every stream begun below it."""
         step = self._running()
+        if index == 0:
+            self._depart(EMBEDDINGS, args[0] if args else kwargs["hidden_states"])
         if step.activate(index):
             output = self._run_packed(step, index, forward, args, kwargs)
         else:
             output = forward(*args, **kwargs)
             step.leave(first_tensor(output))
-        for part in step.parts:
-            if part.stream.erasure.layer == index:
-                part.erase(first_tensor(output))
+        self._depart(index, first_tensor(output))
         return output
+
+    def _depart(self, layer: int, clean: Tensor) -> None:
+        for part in self._running().parts:
+            if part.stream.reference.layer == layer:
+                part.depart(clean)
 
     def _run_packed(self, step: Step, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if len(args) > 1:
@@ -227,6 +235,17 @@ class Session:
             return forward(combined)
         self._kept = m
         return forward(torch.cat([states, *erased], 1))
+
+    def run_attention(self, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Show whoever records attention the clean stream's weights only, in plain shapes."""
+        output = forward(*args, **kwargs)
+        cache = kwargs.get("past_key_values")
+        if not isinstance(cache, PackedCache) or not isinstance(output, tuple):
+            return output
+        return (
+            output[0],
+            *(cache.plain_weights(x) if isinstance(x, Tensor) and x.ndim == 4 else x for x in output[1:]),
+        )
 
     def _running(self) -> Step:
         if self.step is None:

@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache
 
-from tccd.decoding import masks
-from tccd.decoding.streams import ErasedLayer, Part
+from tccd.engine import masks
+from tccd.engine.streams import ErasedLayer, Part
 from tccd.errors import UnsupportedModelError
 
 
@@ -40,10 +40,12 @@ class Step:
         self._clean: Tensor | None = None
         self._memo: dict[tuple, tuple[Any, Any]] = {}
         self._prefixes: dict[int, int] = {}
+        self._layer: int | None = None
 
     def activate(self, layer: int | None) -> bool:
         """Pack the streams begun below `layer` (all of them for None) from now on; False if they own no column."""
-        self.active = [p for p in self.parts if layer is None or p.stream.erasure.layer < layer]
+        self._layer = layer
+        self.active = [p for p in self.parts if layer is None or p.stream.reference.layer < layer]
         return any(part.queries for part in self.active)
 
     def pack(self, clean: Tensor) -> Tensor:
@@ -58,12 +60,12 @@ class Step:
 
     def _follow(self, clean: Tensor) -> None:
         # Between two layers the model added something (Qwen3-VL's deepstack: visual features, at the vision
-        # positions); erased states of the same positions get the same.
-        if self._clean is None:
+        # positions); each reference says what that is for its own states.
+        if self._clean is None or self._layer is None:
             return
         added = clean - on(self._clean, clean)
         for part in self.active:
-            part.hidden = on(part.hidden, clean) + added[:, self.n - part.queries :]
+            part.hidden = on(part.hidden, clean) + part.follow(self._layer, added)
 
     def leave(self, clean: Tensor) -> None:
         """Note what a layer without erased columns gave, shape (batch, n, hidden)."""

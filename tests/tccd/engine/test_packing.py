@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from tccd import TCCD
-from tccd.decoding import masks, packing, twin
+from tccd.engine import masks, packing, session
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, text_bank
 from tests.tiny import inputs, tiny
 
@@ -59,7 +59,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list
 def test_prompt_without_padding_takes_the_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("qwen2_5_vl")
     tccd = TCCD(model, text_bank(model, 1))
-    calls = count_calls(monkeypatch, twin, "CausalFirst")
+    calls = count_calls(monkeypatch, session, "CausalFirst")
     generate(model, inputs("qwen2_5_vl", SINGLE), 3, tccd)
     assert len(calls) == 3  # the layers above the first two, at prefill alone
     generate(model, inputs("qwen2_5_vl", RAGGED), 3, tccd)
@@ -68,7 +68,7 @@ def test_prompt_without_padding_takes_the_two_calls(monkeypatch: pytest.MonkeyPa
 
 def test_prefix_equality_is_tested_once_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("qwen2_5_vl")
-    calls = count_calls(monkeypatch, twin, "check_prefix")
+    calls = count_calls(monkeypatch, session, "check_prefix")
     for _ in range(2):
         generate(model, inputs("qwen2_5_vl", SINGLE), 1, TCCD(model, text_bank(model, 1)))
     assert len(calls) == 1

@@ -1,67 +1,30 @@
-"""Erased streams beside a clean one: what is erased, which columns differ, and the keys and values kept."""
+"""Second streams beside a clean one: which columns differ, and the keys and values kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from tccd.decoding.masks import Columns
+from tccd.engine.masks import Columns
+from tccd.engine.reference import Reference
 from tccd.errors import ModalityError, UnsupportedModelError
-from tccd.modality import Modality, ModalityMap
-
-#: Start of a row that a stream leaves alone: beyond any sequence.
-NEVER = 2**62
-
-
-@dataclass(frozen=True)
-class Erasure:
-    """What the second stream has erased.
-
-    Attributes:
-        layer: decoder layer whose output is replaced.
-        replace: rows of hidden states, shape (..., hidden), to their erased form, the same shape and dtype.
-        modality: "text" or "vision".
-        segment: one of `tccd.modality.SEGMENTS[modality]`; None takes the first.
-        spare: how many of each prompt's last positions are left as they are: 1 spares the one that answers.
-    """
-
-    layer: int
-    replace: Callable[[Tensor], Tensor]
-    modality: Modality = "text"
-    segment: str | None = None
-    spare: int = 0
-
-    @property
-    def erases_generated(self) -> bool:
-        """Whether generated tokens are replaced too: of all segments, only the whole tail holds them."""
-        return self.modality == "text" and self.segment in (None, "all") and not self.spare
+from tccd.modality import ModalityMap
 
 
 @dataclass
 class Stream:
-    """One erased stream over one sequence.
+    """One reference over one sequence.
 
     Attributes:
-        erasure: what is erased.
-        columns: the columns that differ from the clean stream.
+        reference: what it does otherwise than the clean stream.
+        columns: the columns that it runs itself.
     """
 
-    erasure: Erasure
+    reference: Reference
     columns: Columns
-
-    @classmethod
-    def begin(cls, erasure: Erasure, where: Tensor) -> Stream:
-        """Lay out a stream whose replaced positions in the prompt are `where`, shape (batch, sequence).
-
-        A text tail that is still empty starts where the next token will stand.
-        """
-        width = where.shape[-1]
-        start = torch.where(where.any(-1), where.int().argmax(-1), NEVER)
-        return cls(erasure, Columns(start=start, first=min(int(start.min()), width)))
 
 
 class ErasedLayer(DynamicLayer):
@@ -119,33 +82,51 @@ class Part:
     Attributes:
         stream: the stream.
         queries: how many of the forward's last columns it runs.
-        where: of those, which are replaced, shape (batch, queries); None means all own columns.
+        where: of those, which are replaced, shape (batch, queries); None for none.
         own: of those, which are own columns of the row, shape (batch, queries).
+        answers: of those, which a contrast may act at: own columns that a next token is asked of.
         layers: decoder layer -> kept keys and values.
         hidden: states of the last layer that ran, shape (batch, queries, hidden).
+        now: column after the forward's last one.
     """
 
     stream: Stream
     queries: int
-    where: Tensor
+    where: Tensor | None
     own: Tensor
+    answers: Tensor
+    now: int
     layers: dict[int, ErasedLayer] = field(default_factory=dict)
     hidden: Tensor | None = None
 
-    def erase(self, clean: Tensor) -> None:
-        """Start the stream from a layer's clean output, shape (batch, n, hidden)."""
-        tail = clean[:, clean.shape[1] - self.queries :]
-        if self.queries:
-            tail = torch.where(self.where[..., None], self.stream.erasure.replace(tail), tail)
-        self.hidden = tail
+    @property
+    def first(self) -> int:
+        """The first column that it runs."""
+        return self.now - self.queries
+
+    def depart(self, clean: Tensor) -> None:
+        """Start the stream from the clean states that it shares, shape (batch, n, hidden)."""
+        own = clean[:, clean.shape[1] - self.queries :]
+        if self.queries and self.where is not None:
+            states = self.stream.reference.states(own, self.first)
+            own = torch.where(self.where.to(own.device)[..., None], states, own)
+        self.hidden = own
+
+    def follow(self, layer: int, added: Tensor) -> Tensor:
+        """What the model adds to the stream's states before a layer, where it added `added` to all clean ones."""
+        return self.stream.reference.added(layer, added[:, added.shape[1] - self.queries :], self.first)
 
 
-def begin(erasures: tuple[Erasure, ...], modalities: ModalityMap) -> list[Part]:
+def begin(references: tuple[Reference, ...], modalities: ModalityMap) -> list[Part]:
     """Lay out the streams of a prompt.
 
+    Args:
+        references: prepared for it.
+        modalities: of the prompt.
+
     Raises:
-        ModalityError: no row has an image, so there is nothing to contrast with the text.
-        ConfigError: an erasure names a segment that its modality does not have.
+        ModalityError: no row has an image, so there is nothing to contrast with.
+        ConfigError: a reference names a segment that its modality does not have.
     """
     if not bool(modalities.has_vision.any()):
         raise ModalityError(
@@ -154,26 +135,24 @@ def begin(erasures: tuple[Erasure, ...], modalities: ModalityMap) -> list[Part]:
         )
     parts = []
     n = modalities.real.shape[-1]
-    for erasure in erasures:
-        where = modalities.segment(erasure.modality, erasure.segment)
-        if erasure.spare:
-            where = where & (modalities.real.flip(-1).cumsum(-1).flip(-1) > erasure.spare)
-        stream = Stream.begin(erasure, where)
-        if erasure.erases_generated:
-            # A prompt that ends with the image has an empty tail: its stream starts with the first new token.
-            start = torch.where(modalities.has_vision, stream.columns.start.clamp(max=n), NEVER)
-            stream = Stream(erasure, Columns(start, min(int(start.min()), n)))
-        queries = n - stream.columns.first
-        parts.append(_part(stream, queries, n, where[:, n - queries :]))
+    # A next token is asked of the tail, and of the last column where the tail is empty.
+    asked = modalities.tail.clone()
+    asked[:, -1] = modalities.real[:, -1]
+    for reference in references:
+        layout = reference.layout(modalities)
+        first = min(int(layout.start.min()), n)
+        where = None if layout.replaced is None else layout.replaced[:, first:]
+        stream = Stream(reference, Columns(layout.start, first, layout.hidden))
+        parts.append(_part(stream, n - first, n, where, asked[:, first:]))
     return parts
 
 
-def resume(owner: object, erasures: tuple[Erasure, ...], cache: Cache, past: int, ids: Tensor) -> list[Part]:
+def resume(owner: object, references: tuple[Reference, ...], cache: Cache, past: int, ids: Tensor) -> list[Part]:
     """Pick up the streams that ride on a cache.
 
     Args:
         owner: whoever began them.
-        erasures: what the owner erases.
+        references: the owner's.
         cache: the model's cache, with `past` columns.
         past: columns in the cache.
         ids: the new token ids, shape (batch, n).
@@ -181,7 +160,7 @@ def resume(owner: object, erasures: tuple[Erasure, ...], cache: Cache, past: int
     Raises:
         UnsupportedModelError: the cache was filled without the owner, or for another batch.
     """
-    if not erasures:
+    if not references:
         return []
     kept = erased_layers(cache)
     if not kept or any(layer.owner is not owner for layer in kept):
@@ -191,23 +170,23 @@ def resume(owner: object, erasures: tuple[Erasure, ...], cache: Cache, past: int
         )
     batch, n = ids.shape
     parts: list[Part] = []
-    for index, erasure in enumerate(erasures):
+    for index in range(len(references)):
         mine = {layer.layer: layer for layer in kept if layer.index == index}
         stream = next(iter(mine.values())).stream
         if stream.columns.start.shape[0] != batch:
             raise UnsupportedModelError(
                 f"past_key_values was filled for {len(stream.columns.start)} rows, this forward has {batch}"
             )
-        # Of a segment that ends with the prompt, new tokens belong to the stream and are not replaced.
-        where = None if erasure.erases_generated else torch.zeros_like(ids, dtype=torch.bool)
-        part = _part(stream, n, past + n, where)
+        part = _part(stream, n, past + n, None, None)
+        if stream.reference.replaces_generated:
+            part.where = part.own
         part.layers = mine
         parts.append(part)
     return parts
 
 
-def _part(stream: Stream, queries: int, now: int, where: Tensor | None) -> Part:
+def _part(stream: Stream, queries: int, now: int, where: Tensor | None, asked: Tensor | None) -> Part:
     start = stream.columns.start
     position = torch.arange(now - queries, now, device=start.device)
     own = position[None] >= start[:, None]
-    return Part(stream, queries, own if where is None else where, own)
+    return Part(stream, queries, where, own, own if asked is None else own & asked, now)

@@ -15,11 +15,10 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tccd.decoder import Decoder
-from tccd.decoding.packing import PackedCache
 
 
-class Session(Protocol):
-    """What runs on an installed model; `tccd.decoding.twin.Session` is one."""
+class Guest(Protocol):
+    """What runs on an installed model: a `tccd.engine.session.Session`, a reader of embeddings."""
 
     decoder: Decoder
     is_open: bool
@@ -50,13 +49,17 @@ class Session(Protocol):
         """Run the head by its own forward."""
         ...
 
+    def run_attention(self, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run a layer's attention by its own forward."""
+        ...
+
     def close(self) -> None:
         """Be done."""
         ...
 
 
 #: The session that this thread (or asyncio task) decodes under.
-current: ContextVar[Session | None] = ContextVar("tccd_session", default=None)
+current: ContextVar[Guest | None] = ContextVar("tccd_session", default=None)
 
 _installed: weakref.WeakKeyDictionary[nn.Module, _Installation] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -85,13 +88,13 @@ def is_installed(model: nn.Module) -> bool:
     return model in _installed
 
 
-def session_of(model: nn.Module) -> Session | None:
+def session_of(model: nn.Module) -> Guest | None:
     """The session that the caller decodes this model under."""
     session = current.get()
     return session if session is not None and session.is_open and session.decoder.model is model else None
 
 
-def _running_on(model: nn.Module | None) -> Session | None:
+def _running_on(model: nn.Module | None) -> Guest | None:
     session = None if model is None else session_of(model)
     return None if session is None or session.is_idle else session
 
@@ -107,7 +110,7 @@ class _Installation:
             self._wrap(layer, lambda s, f, a, k, i=index: s.run_layer(i, f, a, k))
             for module in layer.modules():
                 if "attention" in type(module).__name__.lower():
-                    self._wrap(module, _run_attention)
+                    self._wrap(module, lambda s, f, a, k: s.run_attention(f, a, k))
         self._wrap(decoder.norm, lambda s, f, a, k: s.run_norm(f, *a, **k))
         self._wrap(decoder.head, lambda s, f, a, k: s.run_head(f, *a, **k))
         before = decoder.model.register_forward_pre_hook(_before_forward, with_kwargs=True)
@@ -146,15 +149,3 @@ def _before_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> No
 def _after_forward(model: nn.Module, args: tuple, output: Any) -> Any:
     session = _running_on(model)
     return None if session is None else session.end(output)
-
-
-def _run_attention(session: Session, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Show whoever records attention the clean stream's weights only, in plain shapes."""
-    output = forward(*args, **kwargs)
-    cache = kwargs.get("past_key_values")
-    if not isinstance(cache, PackedCache) or not isinstance(output, tuple):
-        return output
-    return (
-        output[0],
-        *(cache.plain_weights(x) if isinstance(x, Tensor) and x.ndim == 4 else x for x in output[1:]),
-    )

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tccd.decoding.masks import Columns, causal, packed
-from tccd.decoding.streams import NEVER
+from tccd.engine.masks import Columns, causal, packed
+from tccd.engine.reference import NEVER
 
 
 def by_loop(clean, streams, past, kv_offset):

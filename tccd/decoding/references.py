@@ -1,0 +1,78 @@
+"""The references that a contrast can be taken with, each made by one function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tccd.centroids.bank import CentroidBank
+from tccd.centroids.replacement import Centroids
+from tccd.engine.reference import Erasure, OtherImage, Withheld
+from tccd.errors import ConfigError
+from tccd.inputs import encode
+from tccd.modality import Modality
+
+#: A neutral grey: a picture that shows nothing.
+GREY = (128, 128, 128)
+
+
+def no_vision() -> Withheld:
+    """The image withheld from the first layer on; needs nothing fitted, costs the tail's rows."""
+    return Withheld()
+
+
+def blank_image(
+    processor: Any,
+    images: Sequence[Sequence[Image.Image]],
+    prompts: Sequence[str],
+    color: tuple[int, int, int] = GREY,
+) -> OtherImage:
+    """A picture of one color in each image's place (VCD with a blank image; Leng et al., arXiv 2311.16922).
+
+    Args:
+        processor: the model's.
+        images: one sequence of PIL images a row, as for `tccd.inputs.encode`.
+        prompts: one a row, the very ones that are decoded.
+        color: red, green and blue, 0 to 255.
+    """
+    blank = [[Image.new("RGB", image.size, color) for image in row] for row in images]
+    return OtherImage(dict(encode(processor, blank, prompts)))
+
+
+def text_layer(bank: CentroidBank, layer: int | None) -> int:
+    """The layer whose text centroids are used: the one asked for, or the bank's only one.
+
+    Raises:
+        ConfigError: none was asked for and the bank has several, or none.
+        BankMismatchError: the bank has no text entry at the layer.
+    """
+    if layer is None:
+        found = bank.layers("text")
+        if len(found) != 1:
+            raise ConfigError(f"the bank holds text centroids of layers {list(found)}; say layer=...")
+        return found[0]
+    bank.centroids("text", layer)
+    return layer
+
+
+def centroid_erasure(
+    bank: CentroidBank, layer: int, alpha_interp: float, modality: Modality = "text", segment: str | None = None
+) -> Erasure:
+    """Erase a modality by its bank's centroids at a layer.
+
+    Raises:
+        BankMismatchError: the bank has no such entry.
+    """
+    centroids = Centroids(bank.centroids(modality, layer))
+    on: dict[torch.device, Centroids] = {}
+
+    def replace(hidden: Tensor) -> Tensor:
+        if hidden.device not in on:
+            on[hidden.device] = centroids.to(hidden.device)
+        return on[hidden.device].replace(hidden, alpha_interp)
+
+    return Erasure(layer=layer, replace=replace, modality=modality, segment=segment)

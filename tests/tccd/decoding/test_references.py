@@ -1,0 +1,129 @@
+"""Blank image and no vision, each against whole uncached forwards of its own, on every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tccd.decoding.huggingface import Contrast
+from tccd.decoding.references import no_vision
+from tccd.engine.reference import OtherImage
+from tccd.errors import ConfigError
+from tests import oracle
+from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens
+from tests.tccd.decoding.test_modes import assert_nothing_left
+from tests.tiny import CAUSAL_FAMILIES, Row, cached_tiny, inputs, tiny
+
+BLANK = 0.3
+
+
+def blanked(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same prompts with pictures of one color; Idefics3 takes pixels that are all zero for padding."""
+    pixels = batch["pixel_values"]
+    return batch | {"pixel_values": torch.where(pixels == 0, pixels, BLANK)}
+
+
+def assert_like(model: Any, batch: dict[str, Any], contrast: Contrast, reference: Any, steps: int = 6) -> None:
+    tokens, logits = oracle.greedy_with(model, batch, reference, contrast.rule.alpha_cd, steps)
+    ours = new_tokens(generate(model, batch, steps, contrast), batch)
+    assert ours[0].tolist() == tokens.tolist()
+    torch.testing.assert_close(ours[1].float(), logits, rtol=0, atol=1e-4)
+    assert_nothing_left(model)
+
+
+def blank(model: Any, batch: dict[str, Any]) -> tuple[Contrast, Any]:
+    """The contrast with a blank image, and its logits by a whole forward."""
+    other = blanked(batch)
+
+    def logits(longer: dict[str, Any]) -> Tensor:
+        return oracle.full_logits(model, longer | {"pixel_values": other["pixel_values"]})
+
+    return Contrast(model, OtherImage(other), alpha_cd=1.0), logits
+
+
+@pytest.mark.parametrize("rows", [SINGLE, RAGGED], ids=["single", "ragged"])
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_no_vision_is_the_image_withheld(family, rows):
+    model, batch = cached_tiny(family), inputs(family, rows)
+    contrast = Contrast(model, no_vision(), alpha_cd=1.0)
+    assert_like(model, batch, contrast, lambda longer: oracle.withheld_logits(model, longer))
+
+
+@pytest.mark.parametrize("rows", [SINGLE, RAGGED], ids=["single", "ragged"])
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_a_blank_image_is_a_second_pass_over_it(family, rows):
+    model, batch = cached_tiny(family), inputs(family, rows)
+    assert_like(model, batch, *blank(model, batch))
+
+
+def test_no_vision_is_a_text_only_forward_with_a_gap_in_its_positions():
+    model, batch = cached_tiny("llava"), inputs("llava", [Row(before=4, after=6)])
+    kept = batch["input_ids"][0] != model.config.image_token_id
+    with torch.no_grad():
+        text = model(
+            input_ids=batch["input_ids"][:, kept],
+            position_ids=kept.nonzero().T,
+            attention_mask=torch.ones(1, int(kept.sum())),
+        ).logits
+        clean = model(**batch).logits[:, -1]
+    ours = generate(model, batch, 1, Contrast(model, no_vision(), alpha_cd=1.0)).logits[0]
+    torch.testing.assert_close(ours, 2 * clean - text[:, -1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [3, 6, 64])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_sliding_windows(window, implementation):
+    model, batch = tiny("gemma3", window=window), inputs("gemma3", RAGGED)
+    model.set_attn_implementation(implementation)
+    contrast = Contrast(model, no_vision(), alpha_cd=1.0)
+    assert_like(model, batch, contrast, lambda longer: oracle.withheld_logits(model, longer), steps=10)
+    assert_like(model, batch, *blank(model, batch), steps=10)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "idefics3"])
+def test_a_prompt_that_ends_with_its_image(family):
+    model, batch = cached_tiny(family), inputs(family, [Row(before=4, after=0), Row(before=2, after=0)])
+    contrast = Contrast(model, no_vision(), alpha_cd=1.0)
+    ends_with_vision = bool((batch["input_ids"][:, -1] == model.config.image_token_id).any())
+    prompt = batch["input_ids"].shape[1]
+
+    def reference(longer: dict[str, Any]) -> Tensor:
+        # A vision token's own answer can't be had without the image: it stays plain.
+        plain = ends_with_vision and longer["input_ids"].shape[1] == prompt
+        return oracle.full_logits(model, longer) if plain else oracle.withheld_logits(model, longer)
+
+    assert_like(model, batch, contrast, reference)
+    assert_like(model, batch, *blank(model, batch))
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("kind", ["no-vision", "blank"])
+def test_beams_and_plausibility_are_those_of_the_processor(family, kind):
+    """Two doors that share no combination code: states or logits of one forward, and scores after the head."""
+    model, batch = cached_tiny(family), inputs(family, RAGGED)
+    reference = no_vision() if kind == "no-vision" else OtherImage(blanked(batch))
+    contrast = Contrast(model, reference, alpha_cd=1.0, beta=0.05)
+    beams = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False}
+    one = model.generate(**batch, custom_generate=contrast, **beams)
+    with contrast:
+        other = model.generate(**batch, **beams)
+    assert one.tolist() == other.tolist()
+    plain = model.generate(**batch, **beams)
+    assert one.tolist() != plain.tolist()
+
+
+def test_other_prompts_than_the_reference_was_made_for():
+    model, batch = cached_tiny("llava"), inputs("llava", SINGLE)
+    other = inputs("llava", [Row(before=5)], seed=3)
+    with pytest.raises(ConfigError, match="not the prompts of shape"):
+        generate(model, batch, 2, Contrast(model, OtherImage(other), alpha_cd=1.0))
+    assert_nothing_left(model)
+
+
+def test_settings_twice_or_unknown():
+    model = cached_tiny("llava")
+    with pytest.raises(ConfigError, match="unknown TCCD settings 'alpha'"):
+        Contrast(model, no_vision(), alpha=1.0)
