@@ -37,13 +37,14 @@ class HubSplit:
     rows: Any
 
 
-def open_split(source: str, split: str | None, revision: str | None) -> HubSplit:
+def open_split(source: str, split: str | None, revision: str | None, preferred: str | None = None) -> HubSplit:
     """Find a split of a data set, reading no rows.
 
     Args:
         source: `owner/name` or `owner/name:configuration` on the hub, or a local folder.
         split: its split; may be None where there is only one.
         revision: branch, tag or commit on the hub.
+        preferred: taken where there are several and `split` is None, if it is one of them.
 
     Raises:
         DataError: no such data set, configuration or split, or a split has to be chosen.
@@ -63,6 +64,8 @@ def open_split(source: str, split: str | None, revision: str | None) -> HubSplit
             "images, a .jsonl manifest, or a data-set id as owner/name or owner/name:configuration"
         ) from error
     names = list(splits)
+    if split is None and preferred in names:
+        split = preferred
     if split is None and len(names) != 1:
         raise DataError(f"{source} has the splits {', '.join(names)}; choose one")
     if split is not None and split not in names:
