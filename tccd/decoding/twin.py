@@ -12,6 +12,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from tccd.decoder import Decoder, first_tensor, replace_first
 from tccd.decoding import masks, streams
 from tccd.decoding.installation import current, install, session_of, uninstall
 from tccd.decoding.packing import CausalFirst, PackedCache, Step, is_suffix, on
-from tccd.decoding.refusals import check_cache, check_call, check_model, check_prefix
+from tccd.decoding.refusals import check_cache, check_call, check_model, check_prefix, naming_layer, run_alone
 from tccd.decoding.streams import ErasedLayer, Erasure
 from tccd.errors import ConfigError, UnsupportedModelError
 from tccd.modality import modality_map, vision_token_ids
@@ -153,16 +154,24 @@ class Session:
     # -- layers, norm and head -------------------------------------------------------------------------
 
     def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run one decoder layer on the clean columns and on those of every stream begun below it."""
+        """Run one decoder layer on the clean columns and on those of every stream begun below it.
+
+        Raises:
+            UnsupportedModelError: the layer can't run them, whatever it failed with.
+        """
         step = self._running()
-        if step.activate(index):
-            output = self._run_packed(step, index, forward, args, kwargs)
-        else:
-            output = forward(*args, **kwargs)
-            step.leave(first_tensor(output))
-        for part in step.parts:
-            if part.stream.erasure.layer == index:
-                part.erase(first_tensor(output))
+        packs = step.activate(index)
+        output = None if packs else forward(*args, **kwargs)
+        # Where a cache was filled before, the layer can't be run again.
+        alone = partial(run_alone, self.decoder, forward, args, kwargs) if step.prefill else None
+        with naming_layer(self.decoder, index, alone):
+            if packs:
+                output = self._run_packed(step, index, forward, args, kwargs)
+            else:
+                step.leave(first_tensor(output))
+            for part in step.parts:
+                if part.stream.erasure.layer == index:
+                    part.erase(first_tensor(output))
         return output
 
     def _run_packed(self, step: Step, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
