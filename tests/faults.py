@@ -211,7 +211,8 @@ class _Watch:
             found = os.path.abspath(os.fsdecode(path))
         except TypeError:  # a file descriptor
             return False
-        return os.path.realpath(os.path.dirname(found)).startswith(self._folder)
+        place = os.path.join(os.path.realpath(os.path.dirname(found)), os.path.basename(found))
+        return f"{place}{os.sep}".startswith(f"{self._folder}{os.sep}")
 
     def step(self, what: str, path: Any, begin: Callable[[], object], takes_room: bool) -> None:
         self._left -= 1
