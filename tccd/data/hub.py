@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from tccd.data.pictures import open_image, to_rgb
 from tccd.data.records import find_columns, read_fields
-from tccd.data.sample import Sample, open_image
+from tccd.data.sample import Sample
 from tccd.errors import DataError, require
 
 #: Rows that a seeded draw shuffles among; shards are shuffled besides.
@@ -152,11 +153,12 @@ def encoded_image(value: Any, where: str) -> bytes:
         where: the place, for errors.
 
     Raises:
-        DataError: the cell holds something else, or the file that it names can't be read.
+        DataError: the cell holds something else, or a picture that `to_rgb` refuses, or the file that it names
+            can't be read.
     """
     if isinstance(value, Image.Image):  # a column whose type datasets did not know beforehand
         file = io.BytesIO()
-        value.save(file, format="PNG")
+        to_rgb(value, where).save(file, format="PNG")
         return file.getvalue()
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return value["bytes"]
