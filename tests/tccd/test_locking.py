@@ -17,9 +17,9 @@ HOLD += "with locked(Path(sys.argv[1]), 'tccd fit'):\n    print('held', flush=Tr
 
 
 def test_a_second_run_in_the_folder_is_told_who_holds_it(tmp_path):
-    with locked(tmp_path, "tccd fit"), pytest.raises(BusyError, match=rf"tccd fit \(process {os.getpid()} on "):
-        with locked(tmp_path, "tccd probe"):
-            pass
+    told = pytest.raises(BusyError, match=rf"tccd fit \(process {os.getpid()} on ")
+    with locked(tmp_path, "tccd fit"), told, locked(tmp_path, "tccd probe"):
+        pass
 
 
 def test_the_folder_is_free_when_the_run_is_over_or_failed(tmp_path):
