@@ -38,6 +38,13 @@ class DataError(TCCDError, ValueError):
     """A data source can't be read as images, prompts and answers."""
 
 
+class WriteError(TCCDError, OSError):
+    """A file can't be written: the disk is full, or the folder is read-only."""
+
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
+
+
 class BusyError(TCCDError, RuntimeError):
     """Another run holds the folder."""
 

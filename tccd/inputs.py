@@ -1,13 +1,22 @@
-"""Images and prompts -> model inputs: the one place that formats a prompt."""
+"""Images and prompts -> model inputs: the one place that formats a prompt, and says which prompts can't be asked.
+
+A prompt can't be asked if it holds one of the tokens that stand for pictures in the model's own prompts, or if it
+is longer than the model's context. `check_samples` finds such prompts before the first forward, `check_context`
+the ones that are too long only with their pictures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL.Image import Image
 
 from tccd.errors import DataError
+
+#: Names of tokens that have to do with pictures: in a processor, a config or a vocabulary.
+_VISUAL = re.compile(r"image|img|vision|visual|video|boi_|eoi_", re.IGNORECASE)
 
 #: The prompt of the published fit (arXiv 2604.14363).
 PAPER_PROMPT = "Describe what you see in this image.\nAnswer:"
@@ -62,3 +71,136 @@ def encode(processor: Any, images: Sequence[Sequence[Image]], prompts: Sequence[
         padding_side="left",
         add_special_tokens=not (bos and texts and texts[0].startswith(bos)),
     )
+
+
+def vision_tokens(processor: Any, config: Any = None) -> tuple[str, ...]:
+    """The tokens that stand for pictures in a model's prompts, or mark where they begin and end.
+
+    Args:
+        processor: a transformers processor; its own tokens and the special ones of its vocabulary are read.
+        config: a transformers model config, whose token ids are read besides.
+
+    Returns:
+        Their texts, sorted.
+    """
+    tokenizer = processor.tokenizer
+    found = {str(token) for token in _named(processor, "_token")} | {str(t) for t in _named(tokenizer, "_token")}
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    found |= {token.content for token in added if token.special and _VISUAL.search(token.content)}
+    ids = [i for suffix in ("_token_id", "_token_index") for i in _named(config, suffix) if isinstance(i, int)]
+    found |= {token for token in tokenizer.convert_ids_to_tokens([i for i in ids if i >= 0]) if token}
+    return tuple(sorted(token for token in found if token))
+
+
+def _named(holder: Any, suffix: str) -> Iterator[Any]:
+    """Values of the attributes that have to do with pictures and whose names end so."""
+    for name, value in vars(holder).items() if holder is not None else ():
+        if name.endswith(suffix) and _VISUAL.search(name) and value is not None:
+            yield value
+
+
+def check_prompts(processor: Any, prompts: Sequence[str], names: Iterable[str], config: Any = None) -> None:
+    """Refuse prompts that hold a token which stands for a picture.
+
+    Args:
+        processor: a transformers processor.
+        prompts: as `encode` takes them.
+        names: what to call each in an error, as in `sample 7`.
+        config: the model's config; its tokens are looked for besides the processor's.
+
+    Raises:
+        DataError: there is such a prompt; names the first and the token.
+    """
+    tokens = vision_tokens(processor, config)
+    if not tokens:
+        return
+    match = re.compile("|".join(map(re.escape, tokens)))
+    for prompt, name in zip(prompts, names, strict=True):
+        found = match.search(prompt)
+        if found:
+            raise DataError(
+                f"{name}: the prompt holds {found[0]!r}, which stands for a picture in this model's prompts; "
+                "expected words alone. The picture is put in for you: take the token out"
+            )
+
+
+def context_length(config: Any) -> int | None:
+    """The most tokens that a model reads, pictures and answer included; None where its config names no limit."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def check_context(config: Any, inputs: Mapping[str, Any], names: Sequence[str], new_tokens: int = 0) -> None:
+    """Refuse an encoded batch with a row that is longer than the model's context.
+
+    Args:
+        config: the model's config.
+        inputs: what `encode` returned.
+        names: what to call each row in an error, as in `sample 7`.
+        new_tokens: tokens that each answer may have.
+
+    Raises:
+        DataError: a row doesn't fit, the tokens of its pictures and its answer included; names the first.
+    """
+    mask = inputs.get("attention_mask")
+    rows, width = inputs["input_ids"].shape
+    lengths = [width] * rows if mask is None else mask.sum(-1).tolist()
+    for length, name in zip(lengths, names, strict=True):
+        _check_length(config, length, name, new_tokens, "with its picture")
+
+
+def _check_length(config: Any, length: int, name: str, new_tokens: int, counted: str) -> None:
+    limit = context_length(config)
+    if limit is None or length + new_tokens <= limit:
+        return
+    asked = f" and the answer up to {new_tokens} more" if new_tokens else ""
+    advice = "a shorter prompt" if length > limit or not new_tokens else "a shorter prompt or a shorter answer"
+    raise DataError(
+        f"{name}: the prompt has {length} tokens {counted}{asked}, but the model reads at most {limit}; "
+        f"expected {advice}"
+    )
+
+
+def check_samples(model: Any, processor: Any, samples: Iterable[Any], prompt: str | None = None) -> None:
+    """Refuse prompts that can't be asked, before the first is; reads no picture.
+
+    A prompt is held to be as long as its text and one token for its picture, so one that only just fits may
+    still be found too long by `check_context`, when its picture is there.
+
+    Args:
+        model: a transformers vision-language model.
+        processor: its processor.
+        samples: have `id` and `prompt`, as `tccd.data.Sample` does.
+        prompt: asked about every picture instead of the samples' own.
+
+    Raises:
+        DataError: a prompt holds a token that stands for a picture, or is longer than the model's context; names
+            the first sample that has it.
+    """
+    if prompt is not None:
+        asked = {prompt: "the prompt for every picture"}
+    else:
+        asked = {}
+        for sample in samples:
+            asked.setdefault(sample.prompt, f"sample {sample.id}")
+    check_asked(model.config, processor, asked)
+
+
+def check_asked(config: Any, processor: Any, asked: Mapping[str, str], new_tokens: int = 0) -> None:
+    """`check_samples` for prompts without samples.
+
+    Args:
+        config: the model's config.
+        processor: its processor.
+        asked: each distinct prompt -> what to call it in an error.
+        new_tokens: tokens that each answer may have.
+
+    Raises:
+        DataError: as `check_samples`.
+    """
+    check_prompts(processor, list(asked), asked.values(), config)
+    limit = context_length(config)
+    for prompt, name in asked.items() if limit is not None else ():
+        text = format_prompt(processor, prompt)
+        ids = processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        _check_length(config, len(ids), name, new_tokens, "without its picture")

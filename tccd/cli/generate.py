@@ -234,12 +234,12 @@ def answer_all(
     Raises:
         DataError: an image can't be read.
     """
-    from tccd.data.sample import open_image
+    from tccd.data.pictures import open_image
     from tccd.inputs import encode
 
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
-        images = [[open_image(path).convert("RGB") for path in question.images] for question in batch]
+        images = [[open_image(path) for path in question.images] for question in batch]
         inputs = encode(loaded.processor, images, [question.prompt for question in batch])
         # BatchFeature.to changes the precision of floating tensors alone.
         inputs = inputs.to(loaded.model.device, loaded.model.dtype)

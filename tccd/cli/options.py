@@ -72,7 +72,8 @@ Split = Annotated[
     str | None,
     typer.Option(
         "--split",
-        help="Split of the data; easy-vqa and digits: test; a benchmark: its published one.",
+        help="Split of the data. If not given: train to fit and test to probe, where the data have both; "
+        "a benchmark: its published one.",
         rich_help_panel=_DATA,
     ),
 ]

@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from tccd.data.pictures import open_image, to_rgb
 from tccd.data.records import find_columns, read_fields
-from tccd.data.sample import Sample, open_image
+from tccd.data.sample import Sample
 from tccd.errors import DataError, require
 
 #: Rows that a seeded draw shuffles among; shards are shuffled besides.
@@ -37,13 +38,14 @@ class HubSplit:
     rows: Any
 
 
-def open_split(source: str, split: str | None, revision: str | None) -> HubSplit:
+def open_split(source: str, split: str | None, revision: str | None, preferred: str | None = None) -> HubSplit:
     """Find a split of a data set, reading no rows.
 
     Args:
         source: `owner/name` or `owner/name:configuration` on the hub, or a local folder.
         split: its split; may be None where there is only one.
         revision: branch, tag or commit on the hub.
+        preferred: taken where there are several and `split` is None, if it is one of them.
 
     Raises:
         DataError: no such data set, configuration or split, or a split has to be chosen.
@@ -63,6 +65,8 @@ def open_split(source: str, split: str | None, revision: str | None) -> HubSplit
             "images, a .jsonl manifest, or a data-set id as owner/name or owner/name:configuration"
         ) from error
     names = list(splits)
+    if split is None and preferred in names:
+        split = preferred
     if split is None and len(names) != 1:
         raise DataError(f"{source} has the splits {', '.join(names)}; choose one")
     if split is not None and split not in names:
@@ -149,11 +153,12 @@ def encoded_image(value: Any, where: str) -> bytes:
         where: the place, for errors.
 
     Raises:
-        DataError: the cell holds something else, or the file that it names can't be read.
+        DataError: the cell holds something else, or a picture that `to_rgb` refuses, or the file that it names
+            can't be read.
     """
     if isinstance(value, Image.Image):  # a column whose type datasets did not know beforehand
         file = io.BytesIO()
-        value.save(file, format="PNG")
+        to_rgb(value, where).save(file, format="PNG")
         return file.getvalue()
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return value["bytes"]

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 from tccd.data.benchmarks import BENCHMARKS, read_benchmark
 from tccd.data.digits import read_digits
@@ -17,6 +18,9 @@ from tccd.data.sample import Sample, Samples
 from tccd.errors import DataError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+Purpose = Literal["fit", "probe"]
+#: The split that each purpose takes where there is a choice: what is asked must not be what was fitted on.
+_SPLIT_OF: dict[Purpose | None, str | None] = {"fit": "train", "probe": "test", None: None}
 _BUILT_IN = {"easy-vqa": read_easy_vqa, "digits": read_digits}
 _SOURCES = (
     f"expected {', '.join((*_BUILT_IN, *BENCHMARKS))}, a folder of images, a JSON lines manifest (*.jsonl), "
@@ -35,6 +39,7 @@ def load_samples(
     revision: str | None = None,
     prompt: str | None = None,
     columns: Mapping[str, str | None] | None = None,
+    purpose: Purpose | None = None,
 ) -> Samples:
     """Read images, prompts and answers from a data source. Images are opened when asked for.
 
@@ -50,8 +55,8 @@ def load_samples(
               optionally `answer`, `choices`, `task`, `id`;
             - a data set for the `datasets` library (extra `data`), streamed: `owner/name` or
               `owner/name:configuration` on the hub, or a local folder with parquet files or a metadata file.
-        split: of easy-vqa and digits `test` (when None) or `train`; of a benchmark the published one (when
-            None) or another; of a data set, needed where it has several.
+        split: of easy-vqa and digits `test` or `train`; of a benchmark the published one (when None) or
+            another; of a data set, needed where it has several. When None, `purpose` chooses.
         limit: at most so many samples, after `images` and `per_image`.
         images: at most so many distinct images, with all their samples (in a streamed data set, those that
             come before the first of a further image).
@@ -62,6 +67,9 @@ def load_samples(
         prompt: asked about every image instead of the source's own prompts.
         columns: which column or key holds `image`, `prompt`, `answer`, `choices`, `task`, `id`, where it is
             named otherwise; None leaves a field out. For manifests and data sets.
+        purpose: what the samples are for, which chooses the split where none is given: "fit" takes `train`,
+            "probe" takes `test`, of easy-vqa, digits, and data sets with several splits, one of them so called.
+            When None, easy-vqa and digits take `test`, and a data set with several splits needs `split`.
 
     Raises:
         DataError: the source is unknown, empty or malformed, or an argument doesn't fit it.
@@ -76,6 +84,8 @@ def load_samples(
     for name, value in (("limit", limit), ("images", images), ("per_image", per_image)):
         if value is not None and value <= 0:
             raise DataError(f"{name} is {value}; expected at least 1, or None for all")
+    if purpose is not None and purpose not in get_args(Purpose):
+        raise DataError(f"purpose is {purpose!r}; expected fit, probe or None")
     if prompt is not None and not prompt.strip():
         raise DataError("prompt is empty; expected a question about the image, or None for the source's own")
 
@@ -90,7 +100,7 @@ def load_samples(
     found: Iterable[Sample]
     if source in _BUILT_IN:
         refuse(source, revision=revision, columns=columns)
-        split = split or "test"
+        split = split or _SPLIT_OF[purpose] or "test"
         found = _BUILT_IN[source](split, prompt)
     elif source in BENCHMARKS:
         refuse(source, columns=columns)
@@ -105,11 +115,11 @@ def load_samples(
         found = read_manifest(path, prompt, columns)
     elif path.is_dir():
         refuse("a local folder", revision=revision)
-        hub = open_split(str(path), split, None)
+        hub = open_split(str(path), split, None, _SPLIT_OF[purpose])
         split, found = hub.split, read_split(hub, prompt, columns, seed)
         streamed = True
     elif _HUB_ID.fullmatch(source) and path.suffix != ".jsonl":
-        hub = open_split(source, split, revision)
+        hub = open_split(source, split, revision, _SPLIT_OF[purpose])
         split, commit, found = hub.split, hub.revision, read_split(hub, prompt, columns, seed)
         streamed = True
     else:

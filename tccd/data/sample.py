@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, overload
+from typing import overload
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from tccd.data.pictures import picture_digest, to_rgb
+from tccd.data.pictures import open_image, picture_digest, to_rgb
 from tccd.errors import DataError
 
 
@@ -58,9 +58,12 @@ class Sample:
         """The image in RGB, read at each access.
 
         Raises:
-            DataError: the image can't be read; names its file.
+            DataError: the image can't be read, or `to_rgb` refuses it; names the sample and its file.
         """
-        return to_rgb(self.load(), f"of sample {self.id}")
+        try:
+            return to_rgb(self.load())
+        except DataError as error:
+            raise DataError(f"sample {self.id}: {error}") from error
 
     @cached_property
     def picture_digest(self) -> str:
@@ -100,27 +103,6 @@ class Samples(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.items)
-
-
-def open_image(path: Path | IO[bytes], name: str | None = None) -> Image.Image:
-    """Read an image file whole, turned upright as its EXIF orientation says.
-
-    Args:
-        path: the file, or its content opened.
-        name: what to call it in an error; its path when None.
-
-    Raises:
-        DataError: the file is missing, truncated, no image, or so large that Pillow takes it for an attack.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    # Pillow's decoders raise any of these on damaged files (SyntaxError: a broken PNG).
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error) or type(error).__name__
-        raise DataError(
-            f"can't read image {name or path}: {reason}; expected a file that Pillow can open"
-        ) from error
 
 
 def image_loader(path: Path, name: str | None = None) -> Callable[[], Image.Image]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,12 +30,14 @@ class WatchingSession(ContrastSession):
     Attributes:
         seen: clean and erased next-token logits, shape (batch, vocabulary), and the rows to contrast.
         problem: why the last forward could not be contrasted.
+        leave: ends the session and leaves the model as it was.
     """
 
     yields = True
 
     def __init__(self, decoder: Decoder, reference: Reference, rule: Rule) -> None:
         super().__init__(decoder, reference, rule)
+        self.leave: Callable[[], Any] = self.close
         self.seen: tuple[Tensor, Tensor, Tensor] | None = None
         self.problem: TCCDError | None = None
 
@@ -50,6 +53,14 @@ class WatchingSession(ContrastSession):
             super().begin(args, kwargs)
         except TCCDError as error:
             self.step, self.problem = None, error
+
+    def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """As `Session.run_layer`; after a refusal nothing is left on the model, whoever keeps the processor."""
+        try:
+            return super().run_layer(index, forward, args, kwargs)
+        except TCCDError:
+            self.leave()
+            raise
 
     def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor | None:
         """Ask for both streams' logits."""
@@ -79,7 +90,7 @@ class TCCDLogitsProcessor(LogitsProcessor):
         self._session = session
         context = session.active()
         context.__enter__()
-        self._close = weakref.finalize(self, _leave, context)
+        session.leave = self._close = weakref.finalize(self, _leave, context)
 
     def close(self) -> None:
         """Stop watching the model."""

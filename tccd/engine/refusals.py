@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from tccd.decoder import Decoder, first_tensor
-from tccd.errors import UnsupportedModelError
+from tccd.errors import TCCDError, UnsupportedModelError
 
 
 def check_model(decoder: Decoder) -> None:
     """Refuse a model that erased streams can't run beside.
 
     Raises:
-        UnsupportedModelError: compiled, neither sdpa nor eager attention, or layers that are not attention.
+        UnsupportedModelError: compiled, neither sdpa nor eager attention, or layers that are not self-attention.
     """
     model: Any = decoder.model
     if type(model).__name__ == "OptimizedModule" or any(
@@ -39,6 +40,17 @@ def check_model(decoder: Decoder) -> None:
         raise UnsupportedModelError(
             f"decoder layers of kind {sorted(kinds)}; TCCD knows full_attention and sliding_attention"
         )
+    crossing = [index for index, layer in enumerate(decoder.layers) if _has_cross_attention(layer)]
+    if crossing:
+        kind = type(decoder.layers[crossing[0]]).__name__
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: decoder layers {crossing} ({kind}) reach the image by cross-attention; "
+            "TCCD needs the image's tokens among those of the prompt"
+        )
+
+
+def _has_cross_attention(layer: nn.Module) -> bool:
+    return any("crossattention" in type(module).__name__.lower() for module in layer.modules())
 
 
 def check_call(model: nn.Module, given: dict[str, Any]) -> None:
@@ -96,6 +108,57 @@ def check_uncompiled(cache: Any, device: str) -> None:
         )
 
 
+@contextmanager
+def naming_layer(decoder: Decoder, index: int, alone: Callable[[], Any] | None) -> Iterator[None]:
+    """Say in tccd's own words that a decoder layer can't run an erased stream, whatever it failed with.
+
+    Out of memory is told as it is. So is what the layer fails with on the clean stream alone: that is the model's
+    own error, or the caller's.
+
+    Args:
+        decoder: the model's parts.
+        index: the layer.
+        alone: runs the layer on the clean stream alone; None where that can't be tried again.
+
+    Raises:
+        UnsupportedModelError: the block failed; names the model, the layer and the cause.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, TCCDError) or _is_out_of_memory(error):
+            raise
+        if alone is not None:
+            alone()
+        cause = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+        layer = type(decoder.layers[index]).__name__
+        raise UnsupportedModelError(
+            f"{type(decoder.model).__name__}: decoder layer {index} ({layer}) can't run with an erased stream "
+            f"beside the clean one; it failed with {type(error).__name__}: {cause}"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On a CPU torch has no type for it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def run_alone(decoder: Decoder, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Run one layer on a whole prompt once more, as if no session were on, with an empty cache of its own."""
+    if kwargs.get("past_key_values") is not None:
+        kwargs = kwargs | {"past_key_values": DynamicCache(config=decoder.model.config.get_text_config())}
+    hidden = args[0] if args else kwargs["hidden_states"]
+    # In an empty context, where nobody records outputs and no session is on.
+    return Context().run(forward, *args, **_within_prompt(kwargs, hidden.shape[1]))
+
+
+def _within_prompt(kwargs: dict[str, Any], n: int) -> dict[str, Any]:
+    # A static cache's mask covers columns that are still empty.
+    mask = kwargs.get("attention_mask")
+    whole = isinstance(mask, Tensor) and mask.ndim == 4
+    return kwargs | {"attention_mask": mask[..., :n]} if whole else kwargs
+
+
 def check_prefix(name: str, forward: Callable, hidden: Tensor, start: Tensor, kwargs: dict[str, Any]) -> None:
     """Self-test of the fact that the shared prefix rests on: columns before the tail don't depend on it.
 
@@ -114,10 +177,9 @@ def check_prefix(name: str, forward: Callable, hidden: Tensor, start: Tensor, kw
     n = hidden.shape[1]
     prefix = torch.arange(n, device=hidden.device)[None] < start.to(hidden.device)[:, None]
     changed = torch.where(prefix[..., None], hidden, hidden.flip(-1) + 1)
-    kwargs = kwargs | ({"past_key_values": None} if "past_key_values" in kwargs else {})
+    kwargs = _within_prompt(kwargs | ({"past_key_values": None} if "past_key_values" in kwargs else {}), n)
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 4:
-        kwargs["attention_mask"] = mask = mask[..., :n]
         itself = mask.diagonal(dim1=-2, dim2=-1)[:, 0]  # padding does not even see itself
         prefix = prefix & (itself if mask.dtype == torch.bool else itself == 0)
     # In an empty context, where nobody records outputs and no session is on.

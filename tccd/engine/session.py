@@ -12,6 +12,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from tccd.engine import masks, streams
 from tccd.engine.installation import current, install, session_of, uninstall
 from tccd.engine.packing import CausalFirst, PackedCache, Step, is_suffix, on
 from tccd.engine.reference import EMBEDDINGS, Reference
-from tccd.engine.refusals import check_cache, check_call, check_model, check_prefix
+from tccd.engine.refusals import check_cache, check_call, check_model, check_prefix, naming_layer, run_alone
 from tccd.engine.streams import ErasedLayer
 from tccd.errors import ConfigError, UnsupportedModelError
 from tccd.modality import modality_map, vision_token_ids
@@ -156,16 +157,24 @@ class Session:
     # -- layers, norm and head -------------------------------------------------------------------------
 
     def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run one decoder layer on the clean columns and on those of every stream begun below it."""
+        """Run one decoder layer on the clean columns and on those of every stream begun below it.
+
+        Raises:
+            UnsupportedModelError: the layer can't run them, whatever it failed with.
+        """
         step = self._running()
-        if index == 0:
-            self._depart(EMBEDDINGS, args[0] if args else kwargs["hidden_states"])
-        if step.activate(index):
-            output = self._run_packed(step, index, forward, args, kwargs)
-        else:
-            output = forward(*args, **kwargs)
-            step.leave(first_tensor(output))
-        self._depart(index, first_tensor(output))
+        packs = step.activate(index)
+        output = None if packs else forward(*args, **kwargs)
+        # Where a cache was filled before, the layer can't be run again.
+        alone = partial(run_alone, self.decoder, forward, args, kwargs) if step.prefill else None
+        with naming_layer(self.decoder, index, alone):
+            if index == 0:
+                self._depart(EMBEDDINGS, args[0] if args else kwargs["hidden_states"])
+            if packs:
+                output = self._run_packed(step, index, forward, args, kwargs)
+            else:
+                step.leave(first_tensor(output))
+            self._depart(index, first_tensor(output))
         return output
 
     def _depart(self, layer: int, clean: Tensor) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tccd.data.benchmarks.table import Benchmark
 from tccd.data.benchmarks.tables import Picture, Tables
-from tccd.data.sample import Sample, open_image
+from tccd.data.pictures import open_image, to_rgb
+from tccd.data.sample import Sample
 
 #: Between pictures that are shown side by side: width in pixels, and grey level.
 BORDER, GREY = 3, 200
@@ -64,12 +65,12 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     """
     height = max(picture.height for picture in pictures)
     scaled = [
-        picture.convert("RGB")
+        picture
         if picture.height == height
-        else picture.convert("RGB").resize(
+        else picture.resize(
             (max(1, int(picture.width * (height / picture.height))), height), Image.Resampling.LANCZOS
         )
-        for picture in pictures
+        for picture in map(to_rgb, pictures)
     ]
     width = sum(picture.width for picture in scaled) + BORDER * (len(scaled) - 1)
     canvas = Image.new("RGB", (width, height), (GREY, GREY, GREY))
