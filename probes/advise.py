@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from probes.bootstrap import clustered_interval
+from probes.clusters import clusters_of
 from probes.folds import OFF, choose, folds, held_out
 from probes.outcomes import by_task, gain, outcomes_of
 from probes.protocols import mildest_first, settings_of
@@ -53,11 +53,12 @@ def advise(
     questions = result["questions"][model]
     plain = outcomes_of(questions["right"])
     outcomes = np.stack([outcomes_of(cell["right"]) for cell in cells])
-    images = np.array(questions["image_id"])
+    clusters = clusters_of(questions)
+    images = np.array(questions.get("picture") or questions["image_id"])
     found = held_out(plain, outcomes, folds(images, n_folds, seed))
-    evidence = _gain(plain, found.outcomes, images)
+    evidence = gain(plain, found.outcomes, clusters=clusters)
     evidence["by_task"] = [
-        {"task": task} | _gain(plain[at], found.outcomes[at], images[at])
+        {"task": task} | gain(plain[at], found.outcomes[at], clusters=clusters[at])
         for task, at in by_task(questions["task"])
     ]
     choice = choose(plain, outcomes)
@@ -83,7 +84,11 @@ def advise(
 def can_advise(result: Mapping[str, Any], model: str) -> bool:
     """Whether the report holds what `advise` needs for the model, images for the folds included."""
     questions = (result.get("questions") or {}).get(model)
-    return bool(questions and len(set(questions["image_id"])) >= FOLDS and _measured(result, model))
+    return bool(
+        questions
+        and len(set(questions.get("picture") or questions["image_id"])) >= FOLDS
+        and _measured(result, model)
+    )
 
 
 def _which(result: Mapping[str, Any], model: str | None) -> str:
@@ -109,11 +114,6 @@ def _cells(result: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
             "`tccd probe replacement --alpha-cd 0.5,1,2 ...`"
         )
     return cells
-
-
-def _gain(plain: np.ndarray, contrasted: np.ndarray, images: np.ndarray) -> dict[str, Any]:
-    # What is judged is what a user would get with other images, so images are drawn and not questions.
-    return gain(plain, contrasted) | {"ci95": list(clustered_interval(plain, contrasted, images))}
 
 
 def _reason(evidence: Mapping[str, Any], chosen: Sequence[int]) -> str:

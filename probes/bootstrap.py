@@ -1,4 +1,4 @@
-"""Intervals where several items share an image: bootstraps that draw whole clusters of items."""
+"""The ratio of two costs, whose interval is had by drawing whole clusters of questions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from probes.statistics import checked_level, checked_outcomes, difference_interval, paired_counts
+from probes.clusters import Clusters, Codes
+from probes.statistics import checked_level, checked_outcomes
 from tccd.errors import ConfigError, DataError
 
 
@@ -27,21 +28,22 @@ def paired_bootstrap_ratio(
     text_correct: ArrayLike,
     vision_correct: ArrayLike,
     *,
-    clusters: ArrayLike | None = None,
+    clusters: Clusters | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Ratio:
     """Asymmetry ratio, text cost / vision cost, with a percentile interval of the paired bootstrap.
 
-    Items (or whole clusters of them) are drawn with replacement, all three outcomes of an item together.
+    Whole clusters of items are drawn with replacement, all three outcomes of an item together: once by picture
+    and once by question string. The interval is the wider of the two at each end.
     Where the bootstrap interval of the vision cost reaches zero the ratio has no finite interval, and where
     it lies below zero "times as much" means nothing: both are reported as not estimable.
 
     Args:
         baseline_correct, text_correct, vision_correct: (n,) booleans of the same items: clean, text erased,
             vision erased.
-        clusters: (n,) labels, such as the image of each item; None draws single items.
+        clusters: of the items; None draws single items.
         n_resamples: bootstrap draws.
         seed: of numpy's default generator.
         level: confidence.
@@ -64,69 +66,37 @@ def paired_bootstrap_ratio(
         )
     tail = (1 - checked_level(level)) / 2
     losses = np.stack([baseline.astype(int) - text, baseline.astype(int) - vision], axis=1)
-    # The ratio of sums is the ratio of mean costs, whatever the sizes of the clusters drawn.
-    draws = _draws(losses, clusters, n_resamples, seed)
-    vision_low, vision_high = np.quantile(draws[:, 1], [tail, 1 - tail])
+    if clusters is not None and len(clusters) != len(losses):
+        raise DataError(f"clusters of {len(clusters)} items for {len(losses)} items; expected one label an item")
+    ways = [None] if clusters is None else list(clusters.sampled().values())
+    found = [_bounds(_draws(losses, codes, n_resamples, seed), len(losses), tail) for codes in ways]
+    for bounds in found:
+        if isinstance(bounds, str):
+            return Ratio(None, None, None, f"not estimable: {bounds}")
+    lows, highs = zip(*found, strict=True)
     text_sum, vision_sum = losses.sum(axis=0)
-    if vision_low <= 0:
-        what = "lies below zero" if vision_high < 0 else "reaches zero"
-        bounds = f"{100 * vision_low / len(baseline):+.1f} to {100 * vision_high / len(baseline):+.1f} points"
-        return Ratio(None, None, None, f"not estimable: the interval of the vision cost ({bounds}) {what}")
+    return Ratio(float(text_sum / vision_sum), min(lows), max(highs))
+
+
+def _bounds(draws: NDArray[np.int_], n: int, tail: float) -> tuple[float, float] | str:
+    """Percentiles of the ratio of sums (that of mean costs, whatever the sizes drawn), or why there are none."""
+    low, high = np.quantile(draws[:, 1], [tail, 1 - tail])
+    if low <= 0:
+        what = "lies below zero" if high < 0 else "reaches zero"
+        return f"the interval of the vision cost ({100 * low / n:+.1f} to {100 * high / n:+.1f} points) {what}"
     # A draw at or below zero in the excluded tail stands for a ratio without bound.
-    ratios = np.full(n_resamples, math.inf)
+    ratios = np.full(len(draws), math.inf)
     np.divide(draws[:, 0], draws[:, 1], out=ratios, where=draws[:, 1] > 0)
     low, high = np.quantile(ratios, [tail, 1 - tail], method="inverted_cdf")
-    if not math.isfinite(high):
-        return Ratio(None, None, None, "not estimable: the interval of the vision cost reaches zero")
-    return Ratio(float(text_sum / vision_sum), float(low), float(high))
+    return (float(low), float(high)) if math.isfinite(high) else "the interval of the vision cost reaches zero"
 
 
-def clustered_interval(
-    before: ArrayLike,
-    after: ArrayLike,
-    clusters: ArrayLike,
-    *,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Interval of a paired gain, accuracy of `after` less that of `before`, where items come in clusters.
-
-    The wider, at each end, of two: the percentile interval of the bootstrap that draws whole clusters (Field
-    and Welsh, JRSS B 69:369, 2007) and the score interval of `difference_interval`. The first knows that
-    questions about one image go together and is too narrow where few items change; the second the reverse.
-
-    Args:
-        before, after: (n,) booleans, right or wrong, of the same items.
-        clusters: (n,) labels, such as the image of each item.
-        n_resamples: bootstrap draws.
-        seed: of numpy's default generator.
-        level: confidence.
-
-    Raises:
-        DataError: as `mcnemar`; clusters of another length.
-        ConfigError: a level outside (0, 1), or fewer than 100 draws.
-    """
-    _, harmed, helped, n = paired_counts(before, after)
-    score = difference_interval(helped, harmed, n, level)
-    gains = checked_outcomes(after, "after").astype(int) - checked_outcomes(before, "before")
-    draws = _draws(np.stack([gains, np.ones_like(gains)], axis=1), clusters, n_resamples, seed)
-    tail = (1 - checked_level(level)) / 2
-    low, high = np.quantile(draws[:, 0] / draws[:, 1], [tail, 1 - tail])
-    return min(score[0], float(low)), max(score[1], float(high))
-
-
-def _draws(values: NDArray[np.int_], clusters: ArrayLike | None, n_resamples: int, seed: int) -> NDArray[np.int_]:
+def _draws(values: NDArray[np.int_], codes: Codes | None, n_resamples: int, seed: int) -> NDArray[np.int_]:
     """Sums of columns over bootstrap draws of whole clusters; None for a cluster an item. Draws x columns."""
     if n_resamples < 100:
         raise ConfigError(f"n_resamples = {n_resamples}; expected at least 100")
-    if clusters is not None:
-        labels = np.asarray(clusters)
-        if labels.shape != (len(values),):
-            raise DataError(
-                f"clusters of shape {labels.shape} for {len(values)} items; expected one label an item"
-            )
-        _, which = np.unique(labels, return_inverse=True)
+    if codes is not None:
+        _, which = np.unique(codes, return_inverse=True)
         sums = np.zeros((which.max() + 1, values.shape[1]), dtype=int)
         np.add.at(sums, which, values)
         values = sums

@@ -1,53 +1,64 @@
-"""Outcomes of paired items -> the blocks of a report: a cost or a gain with its interval and exact test."""
+"""Outcomes of paired items -> the blocks of a report: a cost or a gain with its interval and tests."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from probes.statistics import difference_interval, mcnemar, paired_difference, wilson
+from probes.clusters import Clusters, Difference, clustered, clustered_wilson
+from probes.statistics import mcnemar
 
 SHOWN, OTHERS = 20, "(other answers)"
 
 
-def accuracy(correct: np.ndarray) -> dict[str, Any]:
-    """Accuracy with its Wilson interval.
+def accuracy(correct: np.ndarray, clusters: Clusters | None = None) -> dict[str, Any]:
+    """Accuracy with its Wilson interval, widened by what questions share, and how many pictures and question
+    strings there are.
 
     Args:
         correct: boolean, shape (n,).
+        clusters: of the items; None where each is its own.
     """
     n, right = len(correct), int(correct.sum())
-    return {"n": n, "correct": right, "accuracy": right / n, "ci95": list(wilson(right, n))}
+    block = {"n": n, "correct": right, "accuracy": right / n, "ci95": list(clustered_wilson(correct, clusters))}
+    return block | ({} if clusters is None else clusters.counts())
 
 
-def cost(clean: np.ndarray, erased: np.ndarray, tasks: Sequence[str]) -> dict[str, Any]:
+def cost(
+    clean: np.ndarray, erased: np.ndarray, tasks: Sequence[str], clusters: Clusters | None = None
+) -> dict[str, Any]:
     """Centroid cost: clean accuracy less that of the erased stream, with its interval, and by task.
+
+    `ci95` and `p_value` are those of `probes.clusters.clustered`, `clustered_by` says what the width comes from,
+    and `p_independent` is the exact McNemar test of items taken as independent.
 
     Args:
         clean, erased: right or not, boolean, shape (n,).
         tasks: each item's task.
+        clusters: of the items; None where each is its own.
     """
-    return _cost(clean, erased) | {
-        "p_value": mcnemar(clean, erased).p_value,
-        "by_task": [{"task": task} | _cost(clean[at], erased[at]) for task, at in by_task(tasks)],
-    }
+    block = _tested(_cost, clean, erased, clusters)
+    return block | {"by_task": _by_task(_cost, clean, erased, tasks, clusters)}
 
 
-def gain(plain: np.ndarray, contrasted: np.ndarray, tasks: Sequence[str] = ()) -> dict[str, Any]:
-    """What contrast gained: its accuracy less plain decoding's, with its interval, and by task where given.
+def gain(
+    plain: np.ndarray, contrasted: np.ndarray, tasks: Sequence[str] = (), clusters: Clusters | None = None
+) -> dict[str, Any]:
+    """What contrast gained: its accuracy less plain decoding's, with interval and tests as in `cost`, how many
+    pictures and question strings there are, and by task where given.
 
     Args:
         plain, contrasted: right or not, boolean, shape (n,).
         tasks: each item's task; none for no table by task.
+        clusters: of the items; None where each is its own.
     """
     test = mcnemar(plain, contrasted)
-    block = _gain(plain, contrasted) | {"p_value": test.p_value, "helped": test.c, "harmed": test.b}
-    if len(tasks):
-        block["by_task"] = [{"task": task} | _gain(plain[at], contrasted[at]) for task, at in by_task(tasks)]
-    return block
+    block = _tested(_gain, plain, contrasted, clusters) | {"helped": test.c, "harmed": test.b}
+    block |= {} if clusters is None else clusters.counts()
+    return block | ({"by_task": _by_task(_gain, plain, contrasted, tasks, clusters)} if len(tasks) else {})
 
 
 def labels(answers: Sequence[str]) -> dict[str, Any]:
@@ -88,17 +99,33 @@ def by_task(tasks: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     return [(task, names == task) for task in sorted(set(names.tolist()))]
 
 
-def _cost(clean: np.ndarray, erased: np.ndarray) -> dict[str, Any]:
-    d = paired_difference(clean, erased)
-    return {"n": d.n, "baseline": d.baseline, "accuracy": d.other, "cost": d.cost, "ci95": [d.low, d.high]}
+Told = Callable[[np.ndarray, np.ndarray, Difference], dict[str, Any]]
 
 
-def _gain(plain: np.ndarray, contrasted: np.ndarray) -> dict[str, Any]:
-    n, helped, harmed = len(plain), int((~plain & contrasted).sum()), int((plain & ~contrasted).sum())
-    return {
-        "n": n,
-        "baseline": float(plain.mean()),
-        "accuracy": float(contrasted.mean()),
-        "delta": float(contrasted.mean() - plain.mean()),
-        "ci95": list(difference_interval(helped, harmed, n)),
+def _tested(told: Told, first: np.ndarray, second: np.ndarray, clusters: Clusters | None) -> dict[str, Any]:
+    found = clustered(first, second, clusters)
+    return told(first, second, found) | {
+        "p_value": found.p_value,
+        "p_independent": mcnemar(first, second).p_value,
+        "clustered_by": found.by,
     }
+
+
+def _by_task(
+    told: Told, first: np.ndarray, second: np.ndarray, tasks: Sequence[str], clusters: Clusters | None
+) -> list[dict[str, Any]]:
+    rows = []
+    for task, at in by_task(tasks):
+        found = clustered(first[at], second[at], None if clusters is None else clusters[at])
+        rows.append({"task": task} | told(first[at], second[at], found))
+    return rows
+
+
+def _cost(clean: np.ndarray, erased: np.ndarray, found: Difference) -> dict[str, Any]:
+    figures = {"n": len(clean), "baseline": float(clean.mean()), "accuracy": float(erased.mean())}
+    return figures | {"cost": -found.value or 0.0, "ci95": [-found.high, -found.low]}
+
+
+def _gain(plain: np.ndarray, contrasted: np.ndarray, found: Difference) -> dict[str, Any]:
+    figures = {"n": len(plain), "baseline": float(plain.mean()), "accuracy": float(contrasted.mean())}
+    return figures | {"delta": found.value, "ci95": [found.low, found.high]}

@@ -1,7 +1,7 @@
 """Intervals and paired tests: pure functions of counts and outcomes, no model in sight.
 
 Accuracies and costs are fractions, not points. An interval or test here takes items as independent; where
-several items share an image, `probes.bootstrap` resamples images.
+items share a picture or a question string, `probes.clusters` widens them.
 """
 
 from __future__ import annotations
@@ -74,10 +74,18 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise DataError("an interval needs at least one item; n = 0")
     if correct > n:
         raise DataError(f"{correct} right answers out of {n} items; expected at most {n}")
-    proportion = require("statsmodels.stats.proportion", "report")
-    low, high = proportion.proportion_confint(correct, n, alpha=1 - checked_level(level), method="wilson")
+    return wilson_interval(correct, n, critical(level))
+
+
+def wilson_interval(correct: int, n: int, z: float) -> tuple[float, float]:
+    """Wilson's interval with a critical value `z` instead of a confidence; n at least 1."""
+    if math.isinf(z):
+        return 0.0, 1.0
+    middle = correct + z * z / 2
+    half = z * math.sqrt(correct * (n - correct) / n + z * z / 4)
+    low, high = (middle - half) / (n + z * z), (middle + half) / (n + z * z)
     # The formula gives 0 and 1 at the ends but for rounding.
-    return (0.0 if correct == 0 else max(float(low), 0.0)), (1.0 if correct == n else min(float(high), 1.0))
+    return (0.0 if correct == 0 else max(low, 0.0)), (1.0 if correct == n else min(high, 1.0))
 
 
 def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
@@ -165,7 +173,13 @@ def difference_interval(b: int, c: int, n: int, level: float = 0.95) -> tuple[fl
         raise DataError("an interval needs at least one item; n = 0")
     if b + c > n:
         raise DataError(f"{b} + {c} discordant items out of {n}; expected at most {n}")
-    z = float(require("scipy.stats", "report").norm.ppf((1 + checked_level(level)) / 2))
+    return score_interval(b, c, n, critical(level))
+
+
+def score_interval(b: int, c: int, n: int, z: float) -> tuple[float, float]:
+    """`difference_interval` with a critical value `z` instead of a confidence; b + c at most n, n at least 1."""
+    if math.isinf(z):
+        return -1.0, 1.0
     root = require("scipy.optimize", "report").brentq
 
     def excess(delta: float) -> float:
@@ -228,6 +242,15 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
+def critical(level: float) -> float:
+    """The two-sided critical value of the normal distribution.
+
+    Raises:
+        ConfigError: a level outside (0, 1).
+    """
+    return float(require("scipy.stats", "report").norm.ppf((1 + checked_level(level)) / 2))
+
+
 def checked_level(level: float) -> float:
     """A confidence as it came.
 
@@ -260,8 +283,8 @@ def checked_outcomes(values: ArrayLike | Sequence[bool], name: str) -> NDArray[n
     return array.astype(bool)
 
 
-def paired_counts(before: ArrayLike, after: ArrayLike) -> tuple[int, int, int, int]:
-    """Items right in both runs, in `before` only, in `after` only, and all items.
+def paired_outcomes(before: ArrayLike, after: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Both as booleans of the same shape (n,).
 
     Raises:
         DataError: as `mcnemar`.
@@ -269,6 +292,16 @@ def paired_counts(before: ArrayLike, after: ArrayLike) -> tuple[int, int, int, i
     first, second = checked_outcomes(before, "before"), checked_outcomes(after, "after")
     if len(first) != len(second):
         raise DataError(f"outcomes of {len(first)} and {len(second)} items; expected the same items in both")
+    return first, second
+
+
+def paired_counts(before: ArrayLike, after: ArrayLike) -> tuple[int, int, int, int]:
+    """Items right in both runs, in `before` only, in `after` only, and all items.
+
+    Raises:
+        DataError: as `mcnemar`.
+    """
+    first, second = paired_outcomes(before, after)
     return (
         int((first & second).sum()),
         int((first & ~second).sum()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,44 +14,18 @@ import torch
 from torch import Tensor
 
 from tccd.atomic import write_atomic
-from tccd.centroids.bankfile import pack, unpack
+from tccd.centroids.bankfile import pack, typed, unpack
+from tccd.centroids.belonging import check_belongs
+from tccd.centroids.entry import Entry, Key, key_name, key_names, parse_key
+from tccd.centroids.hub import download, upload
+from tccd.centroids.npz import read_npz
+from tccd.centroids.remarks import remarks
 from tccd.decoder import ModelIdentity, identify
 from tccd.errors import BankError, BankMismatchError
 from tccd.modality import MODALITIES, Modality
 
 #: Name of a bank's file in a folder or a hub repository.
 BANK_FILE = "bank.safetensors"
-
-Key = tuple[Modality, int]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """How one set of centroids came about; None where it is not known (centroids made elsewhere).
-
-    Attributes:
-        k: number of centroids.
-        rows: rows that were fitted.
-        seed: of k-means.
-        iterations: of k-means, at most.
-        inertia: sum of squared distances of the fitted rows to their centroids.
-        backend: "faiss-gpu", "faiss-cpu" or "sklearn".
-        backend_version: its version.
-        empty_clusters: centroids that no row was nearest to.
-        dropped_rows: rows left out because they held a value that is not finite.
-        sampled_out_rows: finite rows left out to bound memory.
-    """
-
-    k: int
-    rows: int | None = None
-    seed: int | None = None
-    iterations: int | None = None
-    inertia: float | None = None
-    backend: str | None = None
-    backend_version: str | None = None
-    empty_clusters: int | None = None
-    dropped_rows: int | None = None
-    sampled_out_rows: int | None = None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -65,11 +39,13 @@ class CentroidBank:
         model: the model that the centroids belong to.
         tensors: by (modality, layer), each of shape (K, hidden), fp32, on the CPU.
         entries: by (modality, layer), how each came about.
-        provenance: JSON values on the data: `data` (source), `prompt`, `images` (number), `created`, others.
+        provenance: JSON values on the data: `data` (source), `prompt`, `images` (number), `created`, `pictures`
+            (their digests, see `pictures`), `copies` (pictures that show the same as another), others.
         tccd_version: version of tccd that made it.
 
     Raises:
-        BankError: an entry is empty, not fp32, not finite, not of the model's width, or above its last layer.
+        BankError: an entry is empty, not fp32, not finite, not of the model's width, or above its last layer; or
+            `provenance["pictures"]` is no list of texts.
 
     Example:
         >>> from tccd.decoder import ModelIdentity
@@ -93,10 +69,13 @@ class CentroidBank:
             raise BankError("a bank needs at least one (modality, layer) entry; this one has none")
         if set(self.tensors) != set(self.entries):
             raise BankError(
-                f"tensors are there for {_names(self.tensors)}, but entries for {_names(self.entries)}"
+                f"tensors are there for {key_names(self.tensors)}, but entries for {key_names(self.entries)}"
             )
         for key, tensor in self.tensors.items():
             self._check_entry(key, tensor)
+        pictures = self.provenance.get("pictures", [])
+        if not isinstance(pictures, list | tuple) or not all(isinstance(one, str) for one in pictures):
+            raise BankError('provenance["pictures"] is no list of picture digests (texts)')
         object.__setattr__(self, "tensors", dict(sorted(self.tensors.items())))
         object.__setattr__(self, "entries", dict(sorted(self.entries.items())))
         object.__setattr__(self, "provenance", dict(self.provenance))
@@ -105,7 +84,7 @@ class CentroidBank:
     def _check_entry(self, key: Key, tensor: Tensor) -> None:
         if not (isinstance(key, tuple) and len(key) == 2 and key[0] in MODALITIES and type(key[1]) is int):
             raise BankError(f"entry {key!r} is no (modality, layer) pair such as ('text', 12)")
-        name = _name(key)
+        name = key_name(key)
         if tensor.dtype != torch.float32:
             raise BankError(f"{name} is {tensor.dtype}; expected torch.float32")
         if tensor.ndim != 2 or not tensor.shape[0] or tensor.shape[0] != self.entries[key].k:
@@ -137,7 +116,7 @@ class CentroidBank:
         """
         if (modality, layer) not in self.tensors:
             raise BankMismatchError(
-                f"the bank has no {modality} centroids at layer {layer}; it holds {_names(self.tensors)}. "
+                f"the bank has no {modality} centroids at layer {layer}; it holds {key_names(self.tensors)}. "
                 "Ask for one of these, or fit a bank with that layer"
             )
         return self.tensors[modality, layer]
@@ -146,52 +125,47 @@ class CentroidBank:
         """The layers that one modality has centroids at, ascending."""
         return tuple(layer for m, layer in self.tensors if m == modality)
 
-    def check(self, model: Any) -> None:
+    @property
+    def pictures(self) -> frozenset[str]:
+        """Digests of the pictures it was fitted on (`tccd.data.pictures.picture_digest`); none in older banks."""
+        return frozenset(self.provenance.get("pictures", ()))
+
+    def shared_pictures(self, digests: Iterable[str]) -> int:
+        """How many of these pictures the bank was fitted on; each digest counts once.
+
+        Args:
+            digests: of the pictures to be asked about. Results on pictures that the bank has seen are not held
+                out.
+        """
+        return len(self.pictures.intersection(digests))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before trusting it: empty clusters, fewer distinct rows than centroids, copies."""
+        return tuple(remarks(self.entries, self.provenance))
+
+    def check(self, model: Any, fitted_on: str | None = None) -> str | None:
         """Make sure that the bank belongs to a model.
 
-        Width and number of layers have to match. Then, where both sides know their hub revision, model id and
-        revision decide; else the fingerprint of the weights, where both have one; else that of the embeddings;
-        else the model id.
+        Width and number of layers have to match. Then the fingerprints of the weights decide, where both sides
+        have one: equal weights are the same model under any name and revision. Else model id and revision decide,
+        where both sides know their hub revision; else the fingerprint of the embeddings; else the model id.
 
         Args:
             model: a transformers model, or its `ModelIdentity`.
+            fitted_on: the bank's model id, to accept a model of the same type and shape but other weights as a
+                quantised or otherwise rewritten copy of it. Results then rest on your word; reports say so.
+
+        Returns:
+            `fitted_on` where the model passed by it alone; None where the model is the bank's.
 
         Raises:
             BankMismatchError: says what does not match and what to do.
         """
-        mine, other = self.model, _identity(model)
-        differ = []
-        if mine.hidden_size != other.hidden_size:
-            differ.append(f"width: bank {mine.hidden_size}, model {other.hidden_size}")
-        if mine.num_layers != other.num_layers:
-            differ.append(f"number of layers: bank {mine.num_layers}, model {other.num_layers}")
-        if mine.revision and other.revision:
-            if mine.model_id != other.model_id:
-                differ.append(f"model id: bank {mine.model_id!r}, model {other.model_id!r}")
-            if mine.revision != other.revision:
-                differ.append(f"revision: bank {mine.revision}, model {other.revision}")
-        elif mine.fingerprint and other.fingerprint:
-            if mine.fingerprint != other.fingerprint:
-                differ.append(
-                    f"weights: bank {mine.model_id!r} with fingerprint {mine.fingerprint[:12]}, model "
-                    f"{other.model_id!r} with {other.fingerprint[:12]}"
-                )
-        elif mine.embedding and other.embedding:
-            if mine.embedding != other.embedding:
-                differ.append(
-                    f"embeddings: bank {mine.model_id!r} with fingerprint {mine.embedding[:12]}, model "
-                    f"{other.model_id!r} with {other.embedding[:12]}"
-                )
-        elif mine.model_id != other.model_id:
-            differ.append(f"model id: bank {mine.model_id!r}, model {other.model_id!r}")
-        if differ:
-            raise BankMismatchError(
-                f"the bank was fitted for another model ({'; '.join(differ)}). Load the model it was fitted "
-                "for, with that revision, or fit a bank for this one (tccd fit)"
-            )
+        return check_belongs(self.model, _identity(model), fitted_on)
 
     def __repr__(self) -> str:
-        held = ", ".join(f"{_name(key)} k={len(t)}" for key, t in self.tensors.items())
+        held = ", ".join(f"{key_name(key)} k={len(t)}" for key, t in self.tensors.items())
         known = "".join(
             f", {name} {self.provenance[name]!r}" for name in ("data", "images") if name in self.provenance
         )
@@ -247,57 +221,54 @@ class CentroidBank:
         """
         path = Path(path)
         _file(path)
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {
-                    name: archive[name]
-                    for name in ("text_centroids", "vis_centroids", "metadata_json")
-                    if name in archive.files
-                }
-                found = list(archive.files)
-        except Exception as error:  # a damaged archive fails in many ways: zip, zlib, struct, numpy
-            raise BankError(f"{path} can't be read as .npz without pickle: {error}") from error
-        note: Any = {}
-        if "metadata_json" in arrays:
-            try:
-                note = json.loads(str(arrays.pop("metadata_json")))
-            except ValueError as error:
-                raise BankError(f"{path}: metadata_json is not JSON: {error}") from error
-        if not arrays:
-            raise BankError(
-                f"{path} holds {', '.join(found) or 'nothing'}; expected text_centroids or vis_centroids"
-            )
-        known = note if isinstance(note, dict) else {}
-        layers = {
-            "text_centroids": ("text", known.get("text_layer", text_layer)),
-            "vis_centroids": ("vision", known.get("vision_layer", known.get("vis_layer", vision_layer))),
-        }
-        bank: dict[Any, Any] = {layers[name]: array for name, array in arrays.items()}
-        return cls.from_arrays(model, bank, data=path.name, metadata=note)
+        arrays, note = read_npz(path, text_layer, vision_layer)
+        return cls.from_arrays(model, arrays, data=path.name, metadata=note)
 
     # Files
 
     def save(self, path: str | Path) -> None:
         """Write the bank to one safetensors file; a crash leaves the old file or the new one, never a half.
 
+        What was written is read back before it takes the place of an older file.
+
         Raises:
-            BankError: the folder does not exist, or the path is a folder.
+            BankError: the folder does not exist, the path is a folder, or what was written does not come back as
+                it was; the old file is still there.
+            WriteError: the disk is full or the folder read-only; the old file is still there.
         """
         path = Path(path)
         if path.is_dir():
             raise BankError(f"{path} is a folder; give a file name, such as {path / BANK_FILE}")
         if not path.parent.is_dir():
             raise BankError(f"{path.parent} is no folder; make it first")
-        write_atomic(path, self._bytes())
+
+        def check(written: Path) -> None:
+            try:
+                same = self._equals(CentroidBank.load(written))
+            except BankError as error:
+                raise BankError(f"{path} was not saved: what was written can't be read back: {error}") from error
+            if not same:
+                raise BankError(
+                    f"{path} was not saved: what was written reads back as another bank; check the disk"
+                )
+
+        write_atomic(path, self._bytes(), check)
+
+    def _equals(self, other: CentroidBank) -> bool:
+        mine, others = (
+            (bank.model, bank.entries, bank.tccd_version, json.dumps(bank.provenance, sort_keys=True))
+            for bank in (self, other)
+        )
+        return mine == others and all(torch.equal(other.tensors[key], self.tensors[key]) for key in self.tensors)
 
     def _bytes(self) -> bytes:
         metadata = {
             "tccd_version": self.tccd_version,
             "model": asdict(self.model),
-            "entries": {_name(key): asdict(entry) for key, entry in self.entries.items()},
+            "entries": {key_name(key): asdict(entry) for key, entry in self.entries.items()},
             "provenance": dict(self.provenance),
         }
-        return pack({_name(key): tensor for key, tensor in self.tensors.items()}, metadata)
+        return pack({key_name(key): tensor for key, tensor in self.tensors.items()}, metadata)
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None) -> CentroidBank:
@@ -318,9 +289,9 @@ class CentroidBank:
         tensors, metadata = unpack(path)
         try:
             bank = cls(
-                model=ModelIdentity(**metadata["model"]),
-                tensors={_key(name): tensor for name, tensor in tensors.items()},
-                entries={_key(name): Entry(**entry) for name, entry in metadata["entries"].items()},
+                model=typed(ModelIdentity, metadata["model"]),
+                tensors={parse_key(name): tensor for name, tensor in tensors.items()},
+                entries={parse_key(name): typed(Entry, entry) for name, entry in metadata["entries"].items()},
                 provenance=metadata["provenance"],
                 tccd_version=metadata["tccd_version"],
             )
@@ -348,17 +319,7 @@ class CentroidBank:
             if revision is not None:
                 raise BankError(f"{repo_id} is a local path, which has no revision {revision!r}; leave it out")
             return cls.load(repo_id, model)
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            path = hf_hub_download(str(repo_id), BANK_FILE, revision=revision)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-            raise BankError(
-                f"{repo_id} is no local path, and {BANK_FILE} can't be had from such a hub repository"
-                f"{f' at revision {revision}' if revision else ''}: {error}"
-            ) from error
-        return cls.load(path, model)
+        return cls.load(download(str(repo_id), BANK_FILE, revision), model)
 
     def push_to_hub(
         self,
@@ -376,19 +337,7 @@ class CentroidBank:
         Raises:
             huggingface_hub.errors.HfHubHTTPError: the hub refuses, as it says.
         """
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(
-            api.upload_file(
-                path_or_fileobj=self._bytes(),
-                path_in_repo=BANK_FILE,
-                repo_id=repo_id,
-                revision=revision,
-                commit_message=commit_message,
-            )
-        )
+        return upload(self._bytes(), BANK_FILE, repo_id, revision, private, token, commit_message)
 
     def with_provenance(self, **provenance: Any) -> CentroidBank:
         """The same bank with more known of where it comes from."""
@@ -411,21 +360,6 @@ def _tensor(array: Any, key: Any) -> Tensor:
     if array.dtype.kind != "f":
         raise BankError(f"{key!r} is an array of {array.dtype}; expected floating point")
     return torch.from_numpy(array.astype(np.float32))
-
-
-def _name(key: Any) -> str:
-    return f"{key[0]}.{key[1]}"
-
-
-def _names(keys: Any) -> str:
-    return ", ".join(_name(key) for key in sorted(keys)) or "nothing"
-
-
-def _key(name: str) -> Key:
-    modality, _, layer = name.partition(".")
-    if modality not in MODALITIES or not layer.isdecimal():
-        raise BankError(f"tensor {name!r} is no centroid entry; expected names such as 'text.12'")
-    return modality, int(layer)
 
 
 def _tccd_version() -> str:

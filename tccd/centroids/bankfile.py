@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -15,21 +15,30 @@ from torch import Tensor
 
 from tccd.errors import BankError
 
+_T = TypeVar("_T")
+
 FORMAT = 1
 
 # Key of our metadata in the safetensors header. One key, because safetensors orders several as it likes, and
 # equal banks are to be equal files.
 _KEY = "tccd_bank"
 
-# A bank's header takes a few kB; safetensors itself refuses above 100 MB.
-_MAX_HEADER = 100_000_000
+# A bank's header takes a few kB, and 22 bytes a picture. Reading one as JSON takes some 30 times its size.
+_MAX_HEADER = 2**25
 
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
-    """Tensors and JSON metadata -> the bytes of a bank file; the same bytes for the same content."""
+    """Tensors and JSON metadata -> the bytes of a bank file; the same bytes for the same content.
+
+    Raises:
+        BankError: the metadata is not JSON: a value of another type, a number that is not finite.
+    """
     content = {"format": FORMAT, **metadata}
-    content["checksum"] = _checksum(tensors, content)
-    return save_safetensors(tensors, {_KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
+    try:
+        content["checksum"] = _checksum(tensors, content)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BankError(f"what the bank knows of itself can't be written as JSON: {error}") from error
+    return save_safetensors(tensors, {_KEY: json.dumps(content, sort_keys=True)})
 
 
 def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -50,7 +59,12 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if tensor.dtype != torch.float32:
             raise BankError(f"{path}: {name} is {tensor.dtype}; expected torch.float32")
     stated = content.pop("checksum", None)
-    found = _checksum(tensors, content)
+    try:
+        found = _checksum(tensors, content)
+    except (ValueError, RecursionError) as error:
+        raise BankError(
+            f"{path}: its {_KEY!r} metadata is no plain JSON ({error}); the file was changed"
+        ) from error
     if stated != found:
         raise BankError(
             f"{path}: its checksum is {str(stated)[:12]}, but its content has {found[:12]}; the file was "
@@ -59,25 +73,42 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, content
 
 
+def typed(kind: type[_T], values: dict[str, Any]) -> _T:
+    """A dataclass of plain values read from JSON.
+
+    Raises:
+        TypeError: a field is unknown, lacks, or is of another type.
+    """
+    for name, expected in get_type_hints(kind).items():
+        value = values.get(name)
+        number = isinstance(value, int) and not isinstance(value, bool)
+        wrong = not isinstance(value, expected) or isinstance(value, bool)
+        if name in values and wrong and not (number and isinstance(0.0, expected)):
+            raise TypeError(f"{name} is {str(value)[:200]!r}")
+    return kind(**values)
+
+
 def _header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with open(path, "rb") as file:
-        head = file.read(8)
+        head, first = file.read(8), file.read(1)
         if not head:
             raise BankError(f"{path} is empty (0 bytes); expected a centroid bank")
-        if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80"):
+        length = int.from_bytes(head, "little")
+        fits = len(head) == 8 and 0 < length <= min(size - 8, _MAX_HEADER)
+        # A header's length may begin with any byte, so what follows it decides: a header is a JSON object.
+        if not (fits and first == b"{") and head.startswith((b"PK\x03\x04", b"\x80")):
             raise BankError(
                 f"{path} is a pickle or zip archive (a torch.save or .npz file), which is never loaded as a "
                 "bank; import an .npz with CentroidBank.from_npz (tccd bank import-npz)"
             )
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > min(size - 8, _MAX_HEADER):
+        if not fits:
             raise BankError(
                 f"{path} is truncated or no safetensors file: its header claims {length} bytes, the file has "
                 f"{size}, and a header has at most {_MAX_HEADER}"
             )
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(first + file.read(length - 1))
         except (ValueError, RecursionError) as error:
             raise BankError(f"{path} is no safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
@@ -109,7 +140,10 @@ def _content(path: Path, header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checksum(tensors: dict[str, Tensor], content: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    told = json.dumps(content, sort_keys=True, allow_nan=False)
+    # A lone surrogate is JSON, but no text that could be shown.
+    json.dumps(content, ensure_ascii=False).encode()
+    digest = hashlib.sha256(told.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tccd.centroids.bank import CentroidBank, Entry, Key
+from tccd.centroids.bank import CentroidBank
+from tccd.centroids.entry import Entry, Key
 from tccd.centroids.harvest import Layers, check_layers, harvest
 from tccd.centroids.kmeans import Backend, kmeans
 from tccd.decoder import find_decoder, identify

@@ -182,7 +182,7 @@ def test_the_command_writes_one_page_and_tables(tmp_path, reports):
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in machine["models"]] == [row["model"] for row in rows]
     assert float(rows[0]["text_cost"]) == machine["models"][0]["text_cost"]
-    assert sorted(machine["files"]) == sorted(str(path) for path in out.iterdir())
+    assert sorted(machine["files"]) == sorted(str(path) for path in out.glob("[!.]*"))
 
 
 def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, reports):

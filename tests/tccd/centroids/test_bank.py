@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,12 +102,17 @@ def test_with_provenance_leaves_the_bank_as_it_was(bank):
         ({}, None),
         ({"hidden_size": 16}, "width: bank 8, model 16"),
         ({"num_layers": 7}, "number of layers: bank 6, model 7"),
-        ({"revision": "def"}, "revision: bank abc123, model def"),
-        ({"model_id": "org/other"}, "model id: bank 'org/model', model 'org/other'"),
-        # revisions decide; the fingerprint is not asked
-        ({"fingerprint": "e" * 64}, None),
-        # one revision is unknown: the weights decide, whatever the folder is called
+        # equal weights win over names and revisions: a commit that changes a README is no other model
+        ({"revision": "def"}, None),
+        ({"model_id": "org/mirror"}, None),
         ({"revision": None, "model_id": "my-folder"}, None),
+        # and other weights over equal names
+        ({"fingerprint": "e" * 64}, "weights: bank 'org/model' with fingerprint ffffffffffff"),
+        ({"fingerprint": "e" * 64}, "the revision is the same, so they were quantised or changed"),
+        # weights that can't be read: names and revisions decide
+        ({"fingerprint": None}, None),
+        ({"fingerprint": None, "revision": "def"}, "revision: bank abc123, model def"),
+        ({"fingerprint": None, "model_id": "org/other"}, "model id: bank 'org/model', model 'org/other'"),
         ({"revision": None, "fingerprint": "e" * 64}, "weights: bank 'org/model' with fingerprint ffffffffffff"),
         # no weights to read either: the name decides
         ({"revision": None, "fingerprint": None}, None),
@@ -117,8 +123,6 @@ def test_with_provenance_leaves_the_bank_as_it_was(bank):
     ],
 )
 def test_identity_rule(bank, change, message):
-    from dataclasses import replace
-
     other = replace(MODEL, **change)
     if message is None:
         bank.check(other)
@@ -129,9 +133,57 @@ def test_identity_rule(bank, change, message):
     assert "fit a bank for this one" in str(caught.value)
 
 
-def test_load_checks_the_model(bank, tmp_path):
-    from dataclasses import replace
+REWRITTEN = replace(MODEL, model_id="model-4bit", revision=None, fingerprint="e" * 64)
 
+
+def test_a_rewritten_copy_passes_only_by_the_name_of_its_base(bank):
+    with pytest.raises(
+        BankMismatchError, match=r"weights: .*quantised or rewritten copy of it, say --fitted-on org/model"
+    ):
+        bank.check(REWRITTEN)
+    assert bank.check(REWRITTEN, fitted_on="org/model") == "org/model"
+    assert bank.check(MODEL, fitted_on="org/model") is None
+    for model in (REWRITTEN, MODEL):
+        with pytest.raises(BankMismatchError, match=r"was fitted on 'org/model', but --fitted-on .* says 'base'"):
+            bank.check(model, fitted_on="base")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 16}, "width: bank 8, model 16"),
+        ({"num_layers": 7}, "number of layers: bank 6, model 7"),
+        ({"model_type": "qwen2_vl"}, "model type: bank 'llava', model 'qwen2_vl'"),
+    ],
+)
+def test_a_name_makes_no_copy_of_a_model_of_another_kind(bank, change, message):
+    with pytest.raises(BankMismatchError, match=message) as caught:
+        bank.check(replace(REWRITTEN, **change), fitted_on="org/model")
+    assert "--fitted-on" not in str(caught.value)
+
+
+def test_pictures(bank):
+    assert (bank.pictures, bank.shared_pictures(["a"])) == (frozenset(), 0)
+    fitted = bank.with_provenance(pictures=["a", "b", "c"])
+    assert fitted.pictures == {"a", "b", "c"}
+    assert fitted.shared_pictures(["b", "c", "c", "d"]) == 2
+
+
+def test_warnings(bank):
+    assert bank.warnings == ()
+    many = {
+        ("text", 0): Entry(4, rows=9, distinct_rows=3, empty_clusters=1),
+        ("text", 2): Entry(4, empty_clusters=2),
+    }
+    many["vision", 3] = Entry(4, rows=9, distinct_rows=9, empty_clusters=0, dropped_rows=5)
+    few, empty, dropped, copies = replace(bank, entries=many).with_provenance(copies=2).warnings
+    assert few.startswith("text.0: only 3 of its 9 rows differ, fewer than its 4 centroids, so centroids repeat")
+    assert empty.startswith("text.2: 2 of its 4 clusters are empty")
+    assert dropped.startswith("vision.3: 5 rows were left out")
+    assert copies.startswith("2 of its pictures are copies of others under another name")
+
+
+def test_load_checks_the_model(bank, tmp_path):
     bank.save(tmp_path / "b")
     with pytest.raises(BankMismatchError, match="number of layers: bank 6, model 28"):
         CentroidBank.load(tmp_path / "b", replace(MODEL, num_layers=28))
