@@ -21,7 +21,7 @@ from tccd.data import Sample
 from tccd.decoder import Decoder, find_decoder
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import contrast
-from tccd.engine.reference import Erasure
+from tccd.decoding.streams import Erasure
 
 
 @dataclass(frozen=True)

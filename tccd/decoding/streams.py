@@ -1,0 +1,3 @@
+"""Moved to `tccd.engine.reference`."""
+
+from tccd.engine.reference import Erasure as Erasure
