@@ -9,7 +9,7 @@ from typing import Any
 from probes.arms import Arm
 from tccd import CentroidBank, TCCDConfig, fit_bank
 from tccd.data import Sample
-from tccd.decoding.huggingface import centroid_erasure
+from tccd.decoding.references import centroid_erasure
 from tccd.engine.reference import Erasure
 
 

@@ -11,7 +11,7 @@ from probes.arms import Arm
 from probes.controls import matched_alpha, random_centroid, random_direction
 from tccd.centroids.bank import CentroidBank
 from tccd.decoding.config import TCCDConfig
-from tccd.decoding.huggingface import centroid_erasure
+from tccd.decoding.references import centroid_erasure
 from tccd.errors import ConfigError
 from tccd.modality import MODALITIES, SEGMENTS, Modality
 

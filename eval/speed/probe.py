@@ -24,7 +24,7 @@ from probes.streams import run_streams
 from tccd import CentroidBank
 from tccd.centroids.replacement import Centroids
 from tccd.decoder import find_decoder
-from tccd.decoding.huggingface import centroid_erasure
+from tccd.decoding.references import centroid_erasure
 from tccd.modality import Modality, modality_map, vision_token_ids
 
 OUT = Path("out/speed/probe.json")

@@ -25,6 +25,7 @@ from eval.baselines.two_pass import two_pass
 from eval.speed.models import describe, prompt, random_qwen
 from eval.speed.timing import Seconds, alternate, machine, peak_memory, spread, write
 from tccd import TCCD, CentroidBank
+from tccd.decoding.references import centroid_erasure
 from tccd.engine.streams import erased_layers
 
 OUT = Path("out/speed/transformers.json")
@@ -76,6 +77,7 @@ def methods(model: Any, bank: CentroidBank, tokens: int) -> tuple[dict[str, Meth
     """What is compared, and what could not be: name -> method, name -> reason."""
     settings: dict[str, Any] = {"alpha_cd": ALPHA_CD, "alpha_interp": ALPHA_INTERP}
     tccd = TCCD(model, bank, **settings)
+    replace = centroid_erasure(bank, tccd.layer, ALPHA_INTERP).replace
     plausible = TCCD(model, bank, **settings, beta=BETA)
     gated = TCCD(model, bank, **settings, gate=GATE)
 
@@ -86,7 +88,7 @@ def methods(model: Any, bank: CentroidBank, tokens: int) -> tuple[dict[str, Meth
         return generate(inputs, stamps, logits_processor=[tccd.logits_processor()])
 
     def in_two_passes(inputs: dict[str, Tensor], stamps: Stamps) -> Any:
-        return two_pass(model, inputs, tccd.layer, tccd.erasure.replace, ALPHA_CD, tokens, stamps.mark)
+        return two_pass(model, inputs, tccd.layer, replace, ALPHA_CD, tokens, stamps.mark)
 
     found: dict[str, Method] = {
         "plain": generate,

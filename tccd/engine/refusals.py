@@ -145,8 +145,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def run_alone(decoder: Decoder, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Run one layer on a whole prompt once more, as if no session were on, with an empty cache of its own."""
+    model: Any = decoder.model
     if kwargs.get("past_key_values") is not None:
-        kwargs = kwargs | {"past_key_values": DynamicCache(config=decoder.model.config.get_text_config())}
+        kwargs = kwargs | {"past_key_values": DynamicCache(config=model.config.get_text_config())}
     hidden = args[0] if args else kwargs["hidden_states"]
     # In an empty context, where nobody records outputs and no session is on.
     return Context().run(forward, *args, **_within_prompt(kwargs, hidden.shape[1]))
@@ -155,8 +156,9 @@ def run_alone(decoder: Decoder, forward: Callable, args: tuple, kwargs: dict[str
 def _within_prompt(kwargs: dict[str, Any], n: int) -> dict[str, Any]:
     # A static cache's mask covers columns that are still empty.
     mask = kwargs.get("attention_mask")
-    whole = isinstance(mask, Tensor) and mask.ndim == 4
-    return kwargs | {"attention_mask": mask[..., :n]} if whole else kwargs
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        return kwargs
+    return kwargs | {"attention_mask": mask[..., :n]}
 
 
 def check_prefix(name: str, forward: Callable, hidden: Tensor, start: Tensor, kwargs: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from probes.report.schema import plain
 from probes.streams import encode_samples
 from tccd import CentroidBank
 from tccd.data import Sample, load_samples
-from tccd.decoding.huggingface import centroid_erasure
+from tccd.decoding.references import centroid_erasure
 from tccd.errors import BankMismatchError, ConfigError, DataError
 
 GRID = Grid(

@@ -13,7 +13,7 @@ from probes.generation import generate_tokens
 from tccd import CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.decoder import find_decoder
-from tccd.decoding.huggingface import centroid_erasure
+from tccd.decoding.references import centroid_erasure
 from tccd.engine.reference import Erasure
 from tccd.modality import modality_map, vision_token_ids
 from tests import oracle

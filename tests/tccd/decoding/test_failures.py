@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 from probes.streams import run_streams
 from tccd import TCCD
 from tccd.decoder import find_decoder
-from tccd.decoding.huggingface import centroid_erasure
+from tccd.decoding.references import centroid_erasure
 from tccd.engine.installation import is_installed
 from tccd.errors import UnsupportedModelError
 from tests.tccd.decoding.common import generate, text_bank
