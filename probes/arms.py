@@ -18,6 +18,7 @@ from probes.journal import Journal
 from probes.scoring import Scorer, Target, longest, targets
 from probes.streams import encode_samples, run_streams
 from tccd.data import Sample
+from tccd.data.pictures import picture_digest
 from tccd.decoder import Decoder, find_decoder
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import contrast
@@ -50,6 +51,7 @@ class Answers:
         clean: answers of the clean stream, shape (n,).
         arms: answers by arm, shape (arms, n).
         blind: answers of the clean stream to the withheld image, shape (n,); None where it was not asked.
+        pictures: digest of the picture that each sample was asked with (`tccd.data.pictures`).
         displacement: by arm the mean norm of what replacement moved a position's state by, shape (arms,); not
             a number for an arm that no position was replaced for.
     """
@@ -62,6 +64,7 @@ class Answers:
     clean: np.ndarray
     arms: np.ndarray
     blind: np.ndarray | None
+    pictures: list[str]
     displacement: np.ndarray
 
     @property
@@ -92,7 +95,7 @@ class _Asker:
     max_new_tokens: int
 
     def ask(self, samples: Sequence[Sample], goals: Sequence[Target]) -> dict[str, Any]:
-        """One chunk's answers as the journal keeps them: words, and sums of displacements by erasure."""
+        """One chunk as the journal keeps it: answers, pictures' digests, sums of displacements by erasure."""
         images = [s.image for s in samples]
         inputs = self._encode(samples, images)
         streams = run_streams(self.decoder, inputs, self.erasures)
@@ -109,7 +112,8 @@ class _Asker:
                 words |= dict(zip(text, new, strict=True))
             return [words[i] for i in range(len(goals))]
 
-        chunk: dict[str, Any] = {"clean": answers(streams.clean), "arms": []}
+        chunk: dict[str, Any] = {"pictures": [picture_digest(image) for image in images]}
+        chunk |= {"clean": answers(streams.clean), "arms": []}
         for arm in self.arms:
             erased = streams.erased[index[id(arm.erasure)]]
             logits = erased if arm.config is None else contrast(streams.clean, erased, arm.config)[0]
@@ -133,6 +137,7 @@ def answer(
     *,
     batch_size: int = 32,
     blind: bool = False,
+    scoring: tuple[Scorer, list[Target]] | None = None,
     journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Answers:
@@ -145,6 +150,7 @@ def answer(
         arms: what to compare with the clean stream.
         batch_size: samples a forward.
         blind: whether the clean stream is asked with the image withheld too.
+        scoring: of `probes.scoring.targets`, where it is there already.
         journal: keeps what is done, and knows what was done before.
         progress: called with (samples done, samples in all).
 
@@ -152,7 +158,7 @@ def answer(
         DataError: no sample, one that can't be scored, or an image that can't be read.
         UnsupportedModelError: the engine is not exact for this model.
     """
-    scorer, goals = targets(processor, samples)
+    scorer, goals = targets(processor, samples) if scoring is None else scoring
     erasures = list({id(arm.erasure): arm.erasure for arm in arms}.values())
     limit = longest(scorer, samples, goals)
     asker = _Asker(find_decoder(model), processor, scorer, arms, erasures, blind, limit)
@@ -160,13 +166,15 @@ def answer(
     # Words are kept as numbers: thousands of arms over thousands of samples are a few MB so.
     found = np.zeros((2 + len(arms), len(samples)), dtype=np.int32)
     sums = np.zeros((2, len(erasures)))
+    pictures: list[str] = []
     for start in range(0, len(samples), batch_size):
         rows = slice(start, min(start + batch_size, len(samples)))
         ask = partial(asker.ask, samples[rows], goals[rows])
-        chunk = ask() if journal is None else journal.chunk(start, ask)
+        chunk = ask() if journal is None else journal.chunk(start, samples[rows], ask)
         spoken = (chunk["clean"], chunk.get("blind") or chunk["clean"], *chunk["arms"])
         for row, words in zip(found, spoken, strict=True):
             row[rows] = [numbers.setdefault(word, len(numbers)) for word in words]
+        pictures += chunk["pictures"]
         sums += np.array([chunk["moved"], chunk["replaced"]])
         if progress is not None:
             progress(rows.stop, len(samples))
@@ -183,5 +191,6 @@ def answer(
         clean=found[0],
         arms=found[2:],
         blind=found[1] if blind else None,
+        pictures=pictures,
         displacement=np.array([mean[at[id(arm.erasure)]] for arm in arms]),
     )

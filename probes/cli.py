@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 
 from probes.cli_reports import advise, compare
 from probes.cli_tables import show
-from tccd.cli.console import AsJson, print_json, progress
+from tccd.cli.console import AsJson, output, print_json, progress
 from tccd.cli.generate import Gate
 from tccd.cli.options import (
     BatchSize,
@@ -30,7 +31,7 @@ from tccd.cli.options import (
     parse_numbers,
     parse_segments,
 )
-from tccd.errors import ConfigError
+from tccd.errors import ConfigError, WriteError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.command()(advise)
@@ -163,10 +164,15 @@ def replacement(
     from probes.grid import Grid, held_layers
     from probes.journal import FOLDER, discard
     from probes.replacement import run
-    from probes.report import write_report
+    from probes.report.data import told
+    from probes.report.files import JSON, check_tools, write_report
+    from tccd.atomic import check_writable
     from tccd.centroids.bank import CentroidBank
     from tccd.cli.model import load_model
     from tccd.data import load_samples
+    from tccd.locking import locked
+
+    check_tools()
 
     banks = {name: CentroidBank.load(file) for name, file in _names(bank).items()}
     grid = Grid(
@@ -180,11 +186,19 @@ def replacement(
         controls=controls,
         seed=seed,
     )
-    samples = load_samples(
-        data, split=split, limit=limit, seed=seed, revision=data_revision, prompt=prompt, columns=columns
-    )
-    loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
-    with progress() as report:
+    check_writable(out / JSON)
+    with locked(out, "tccd probe replacement"), _going_on(out / FOLDER), progress() as report:
+        samples = load_samples(
+            data,
+            split=split,
+            limit=limit,
+            seed=seed,
+            revision=data_revision,
+            prompt=prompt,
+            columns=columns,
+            purpose="probe",
+        )
+        loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
         result = run(
             loaded.model,
             loaded.processor,
@@ -196,27 +210,43 @@ def replacement(
             resume=resume,
             progress=partial(report, "ask"),
         )
-    result["config"] |= {
-        "model": model,
-        "revision": revision,
-        "bank": [str(file) for file in bank],
-        "data": samples.source,
-        "split": samples.split,
-        "data_revision": samples.revision,
-        "limit": limit,
-        "prompt": prompt,
-        "device": str(loaded.model.device),
-        "dtype": str(loaded.model.dtype),
-        "batch_size": batch_size,
-    }
-    files = write_report(result, out)
-    discard(out / FOLDER)
+        result["config"] |= {
+            "model": model,
+            "revision": revision,
+            "bank": [str(file) for file in bank],
+            "data": samples.source,
+            "split": samples.split,
+            "data_revision": samples.revision,
+            "limit": limit,
+            "prompt": prompt,
+            "device": str(loaded.model.device),
+            "dtype": str(loaded.model.dtype),
+            "batch_size": batch_size,
+        }
+        files = write_report(result, out, held=True)
+        discard(out / FOLDER)
     if as_json:
-        parts = ("models", "cells", "controls", "ratio", "tccd_cells", "protocols")
+        parts = ("models", "data", "warnings", "cells", "controls", "ratio", "tccd_cells", "protocols")
         shown = {part: result[part] for part in parts if part in result}
         print_json(shown | {"files": [str(file) for file in files]})
     else:
         show(result, files)
+        for sentence in told(result):
+            output().print(sentence, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _going_on(journal: Path) -> Iterator[None]:
+    """Lets an error of writing say how to go on from what is kept."""
+    try:
+        yield
+    except OSError as error:
+        if not journal.exists():
+            raise
+        kept = f"What was answered so far is kept in {journal}; go on from it with --resume"
+        told = WriteError(error.errno, f"{error}. {kept}")
+        told.filename = error.filename or str(journal)
+        raise told from error
 
 
 def _names(files: Sequence[Path]) -> dict[str, Path]:

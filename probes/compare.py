@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from probes.report.publish import read_newest
 from probes.report.schema import SCHEMA, validate
 from probes.statistics import holm
 from tccd.errors import ConfigError, DataError, TCCDError
@@ -31,8 +32,8 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     if file.is_dir():
         file = file / "report.json"
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        result = json.loads(read_newest(file))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON ({error}); expected the report.json of `tccd probe`") from error
     found = result.get("schema") if isinstance(result, dict) else None
     if found != SCHEMA:

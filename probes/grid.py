@@ -118,7 +118,13 @@ class Plan:
 Measure = Callable[[Sequence[Arm]], Sequence[float]]
 
 
-def plan(model: Any, banks: Mapping[str, CentroidBank], grid: Grid, measure: Measure) -> Plan:
+def plan(
+    model: Any,
+    banks: Mapping[str, CentroidBank],
+    grid: Grid,
+    measure: Measure,
+    fitted_on: str | None = None,
+) -> Plan:
     """Lay out a run.
 
     Args:
@@ -126,12 +132,15 @@ def plan(model: Any, banks: Mapping[str, CentroidBank], grid: Grid, measure: Mea
         banks: by the name that reports give them.
         grid: what to measure.
         measure: asked for the dose of cells whose doses are matched, before the run.
+        fitted_on: as `CentroidBank.check` takes it.
 
     Raises:
         ConfigError: nothing to erase.
         BankMismatchError: a bank was fitted for another model, or lacks a layer.
     """
-    layers = _layers(model, banks, grid)
+    for bank in banks.values():
+        bank.check(model, fitted_on)
+    layers = _layers(banks, grid)
     cells, arms = [], []
     for modality in MODALITIES:
         segments = grid.segments.get(modality, SEGMENTS[modality][:1])
@@ -162,9 +171,7 @@ def plan(model: Any, banks: Mapping[str, CentroidBank], grid: Grid, measure: Mea
     return Plan(cells, controls, settings, arms)
 
 
-def _layers(model: Any, banks: Mapping[str, CentroidBank], grid: Grid) -> dict[str, tuple[int, ...]]:
-    for bank in banks.values():
-        bank.check(model)
+def _layers(banks: Mapping[str, CentroidBank], grid: Grid) -> dict[str, tuple[int, ...]]:
     if grid.layers is not None:
         return {modality: tuple(layers) for modality, layers in grid.layers.items()}
     return {modality: held_layers(banks.values(), modality) for modality in MODALITIES}

@@ -8,8 +8,10 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,31 @@ import numpy as np
 from probes.arms import Answers, Arm, answer
 from probes.blind import BLIND, MAJORITY, majority
 from probes.bootstrap import paired_bootstrap_ratio
+from probes.clusters import Clusters
 from probes.examples import flips
 from probes.fingerprint import fingerprint
 from probes.grid import Cell, Grid, Plan, opposite, plan
-from probes.journal import Journal
+from probes.journal import Journal, open_journal
 from probes.outcomes import accuracy, bits, by_task, cost, gain, labels
+from probes.overlap import data_block, seen_pictures
 from probes.protocols import protocols
 from probes.report.schema import SCHEMA
 from probes.scoring import describe as describe_scoring
+from probes.scoring import targets
 from probes.statistics import holm
 from probes.streams import encode_samples, run_streams
+from probes.warnings import warn
 from tccd.centroids.bank import CentroidBank
 from tccd.data import Sample
+from tccd.data.pictures import picture_digest
 from tccd.decoder import find_decoder, identify
+from tccd.inputs import check_samples
 
 #: Samples, evenly spaced, that doses are measured on before they are matched.
 DOSE_SAMPLES = 128
+
+#: Bytes that a run and its report take up, at least: for an answer, for a question, for a page.
+ROOM_AN_ANSWER, ROOM_A_QUESTION, ROOM_A_PAGE = 4, 200, 200_000
 
 
 def run(
@@ -46,6 +57,7 @@ def run(
     name: str | None = None,
     batch_size: int = 32,
     examples: int = 6,
+    fitted_on: str | None = None,
     journal: Path | None = None,
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -61,6 +73,8 @@ def run(
         name: what the report calls the model; its id when None.
         batch_size: samples a forward.
         examples: items shown whose answer an erasure flips, at most.
+        fitted_on: model id of the banks, to accept a rewritten copy of that model; see `CentroidBank.check`. The
+            report names it where a bank passed by it alone.
         journal: folder that keeps what is done, so that a killed run can be resumed. It is still there when the
             run is finished: `probes.journal.discard` it once the report is written.
         resume: go on with what the journal holds.
@@ -70,23 +84,70 @@ def run(
         A result of the schema that `probes.report` writes.
 
     Raises:
+        BusyError: another run holds the journal.
         ConfigError: no cell to measure, or a journal of other settings, or one though resume is off.
         BankMismatchError: a bank was fitted for another model, or lacks a layer.
-        DataError: no sample, one that can't be scored, one answer only, or an image that can't be read.
+        DataError: no sample, one that can't be scored or asked, one answer only, an image that can't be read, or
+            a kept file that is damaged, edited, of another run, or of other pictures; names the sample or file.
     """
     grid = Grid() if grid is None else grid
     banks = _named(bank)
-    found = plan(model, banks, grid, lambda arms: _doses(model, processor, samples, arms, batch_size))
-    kept = None
-    if journal is not None:
-        settings = fingerprint(model, samples, banks) | {"grid": grid.describe(), "batch_size": batch_size}
-        kept = Journal(journal, settings, resume=resume)
-    answers = answer(
-        model, processor, samples, found.arms, batch_size=batch_size, blind=True, journal=kept, progress=progress
-    )
+    scoring = targets(processor, samples)
+    check_samples(model, processor, samples)
+    with _kept(model, samples, banks, grid, batch_size, journal, resume) as kept:
+        measure = partial(_doses, model, processor, samples, batch_size, kept)
+        found = plan(model, banks, grid, measure, fitted_on)
+        if kept is not None:
+            kept.check_room(len(samples) * (len(found.arms) * ROOM_AN_ANSWER + ROOM_A_QUESTION) + ROOM_A_PAGE)
+        answers = answer(
+            model,
+            processor,
+            samples,
+            found.arms,
+            batch_size=batch_size,
+            blind=True,
+            scoring=scoring,
+            journal=kept,
+            progress=progress,
+        )
     name = name or identify(model).model_id
+    result = _result(name, model, grid, banks, found, answers, examples)
+    if any(one.check(model, fitted_on) for one in banks.values()):
+        result["config"]["fitted_on"] = fitted_on
+    result["warnings"] = seen_pictures(result) + warn(result, banks)
+    return result
+
+
+@contextmanager
+def _kept(
+    model: Any,
+    samples: Sequence[Sample],
+    banks: Mapping[str, CentroidBank],
+    grid: Grid,
+    batch_size: int,
+    journal: Path | None,
+    resume: bool,
+) -> Iterator[Journal | None]:
+    if journal is None:
+        yield None
+        return
+    settings = fingerprint(model, samples, banks) | {"grid": grid.describe(), "batch_size": batch_size}
+    with open_journal(journal, settings, resume=resume) as kept:
+        yield kept
+
+
+def _result(
+    name: str,
+    model: Any,
+    grid: Grid,
+    banks: Mapping[str, CentroidBank],
+    found: Plan,
+    answers: Answers,
+    examples: int,
+) -> dict[str, Any]:
     result = envelope(f"Centroid cost of {name}", grid.describe())
     result["config"]["scoring"] = describe_scoring(answers.scorer, answers.goals, answers.samples)
+    result["data"] = {name: data_block(answers.samples, answers.pictures, banks)}
     rows = _rows(name, found, answers)
     result |= {"models": {name: describe(model, answers)}, **rows, "ratio": ratio(name, found, answers)}
     if rows["tccd_cells"]:
@@ -106,7 +167,7 @@ def _named(bank: CentroidBank | Sequence[CentroidBank] | Mapping[str, CentroidBa
 
 def _rows(name: str, found: Plan, answers: Answers) -> dict[str, list[dict[str, Any]]]:
     """The report's cells, controls and TCCD cells, each list's p-values adjusted over it."""
-    tasks = _tasks(answers)
+    tasks, clusters = _tasks(answers), _clusters(answers)
     right, moved = answers.arms_correct, answers.displacement
 
     def told(arm: int) -> dict[str, Any]:
@@ -114,7 +175,8 @@ def _rows(name: str, found: Plan, answers: Answers) -> dict[str, list[dict[str, 
 
     def erased(cell: Cell, arm: int) -> dict[str, Any]:
         dose = {"displacement": None if np.isnan(moved[arm]) else float(moved[arm])}
-        return {"model": name} | asdict(cell) | cost(answers.clean_correct, right[arm], tasks) | dose | told(arm)
+        figures = cost(answers.clean_correct, right[arm], tasks, clusters)
+        return {"model": name} | asdict(cell) | figures | dose | told(arm)
 
     cells = [erased(cell, arm) for arm, cell in enumerate(found.cells)]
     controls = []
@@ -125,7 +187,7 @@ def _rows(name: str, found: Plan, answers: Answers) -> dict[str, list[dict[str, 
     for arm, setting in enumerate(found.settings, len(cells) + len(controls)):
         config = {key: value for key, value in asdict(setting.config).items() if key != "tokens"}
         block = {"model": name, "bank": setting.bank, "k": setting.k} | config
-        contrasts.append(block | gain(answers.clean_correct, right[arm], tasks) | told(arm))
+        contrasts.append(block | gain(answers.clean_correct, right[arm], tasks, clusters) | told(arm))
     rows = {"cells": cells, "controls": controls, "tccd_cells": contrasts}
     for part in rows.values():
         for row, adjusted in zip(part, holm([row["p_value"] for row in part]).tolist(), strict=True):
@@ -156,7 +218,7 @@ def ratio(name: str, found: Plan, answers: Answers) -> dict[str, Any]:
     """Asymmetry ratio, text cost over vision cost, of the headline's cells; again with doses matched, where the
     run has that control.
 
-    Images are resampled, since questions about one image go together.
+    Pictures, and question strings, are resampled, since questions that share one go together.
     """
     pair = _headline(found)
     if pair is None:
@@ -178,26 +240,37 @@ def _estimate(answers: Answers, text: int, vision: int) -> dict[str, Any]:
         answers.clean_correct,
         answers.arms_correct[text],
         answers.arms_correct[vision],
-        clusters=np.array([s.image_id for s in answers.samples]),
+        clusters=_clusters(answers),
     )
     interval = None if estimate.low is None else [estimate.low, estimate.high]
     return {"ratio": estimate.value, "ci95": interval, "reason": estimate.reason}
 
 
 def _doses(
-    model: Any, processor: Any, samples: Sequence[Sample], arms: Sequence[Arm], batch_size: int
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    batch_size: int,
+    journal: Journal | None,
+    arms: Sequence[Arm],
 ) -> list[float]:
     """The mean norm by which each arm moves a state, on evenly spaced samples."""
     decoder = find_decoder(model)
     taken = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, DOSE_SAMPLES).round().astype(int))]
-    sums = np.zeros((2, len(arms)))
-    for start in range(0, len(taken), batch_size):
-        chunk = taken[start : start + batch_size]
-        inputs = encode_samples(model, processor, chunk)
-        streams = run_streams(decoder, inputs, [arm.erasure for arm in arms])
-        sums += np.array([streams.moved, streams.replaced])
-    with np.errstate(invalid="ignore"):
-        return (sums[0] / sums[1]).tolist()
+
+    def measure() -> dict[str, Any]:
+        sums, pictures = np.zeros((2, len(arms))), []
+        for start in range(0, len(taken), batch_size):
+            chunk = taken[start : start + batch_size]
+            images = [sample.image for sample in chunk]
+            pictures += [picture_digest(image) for image in images]
+            inputs = encode_samples(model, processor, chunk, images)
+            streams = run_streams(decoder, inputs, [arm.erasure for arm in arms])
+            sums += np.array([streams.moved, streams.replaced])
+        with np.errstate(invalid="ignore"):
+            return {"pictures": pictures, "doses": (sums[0] / sums[1]).tolist()}
+
+    return (measure() if journal is None else journal.doses(taken, measure))["doses"]
 
 
 def describe(model: Any, answers: Answers, description: str = "") -> dict[str, Any]:
@@ -210,7 +283,7 @@ def describe(model: Any, answers: Answers, description: str = "") -> dict[str, A
         "description": description or f"{identity.model_id} ({identity.model_type})",
         "family": identity.model_type,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "accuracy": accuracy(answers.clean_correct),
+        "accuracy": accuracy(answers.clean_correct, _clusters(answers)),
         "labels": labels(answers.texts(answers.clean)),
         "truth": labels(answers.texts(answers.answer)),
         "majority": {"n": len(guessed), "accuracy": float(guessed.mean()), "kind": MAJORITY},
@@ -218,7 +291,7 @@ def describe(model: Any, answers: Answers, description: str = "") -> dict[str, A
     if answers.blind is not None:
         right = answers.blind == answers.answer
         parts = [(task, right[at]) for task, at in by_task(_tasks(answers))]
-        entry["blind"] = accuracy(right) | {
+        entry["blind"] = accuracy(right, _clusters(answers)) | {
             "kind": BLIND,
             "labels": labels(answers.texts(answers.blind)),
             "by_task": [{"task": t, "n": len(one), "accuracy": float(one.mean())} for t, one in parts],
@@ -231,6 +304,8 @@ def questions(answers: Answers) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "id": [s.id for s in answers.samples],
         "image_id": [s.image_id for s in answers.samples],
+        "prompt": [s.prompt for s in answers.samples],
+        "picture": answers.pictures,
         "task": _tasks(answers),
         "answer": answers.texts(answers.answer),
         "plain": answers.texts(answers.clean),
@@ -239,6 +314,10 @@ def questions(answers: Answers) -> dict[str, Any]:
     if answers.blind is not None:
         columns["blind_right"] = bits(answers.blind == answers.answer)
     return columns
+
+
+def _clusters(answers: Answers) -> Clusters:
+    return Clusters.of(answers.pictures, [s.prompt for s in answers.samples])
 
 
 def _tasks(answers: Answers) -> list[str]:

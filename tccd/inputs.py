@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from tccd.errors import DataError
+from tccd.errors import ConfigError, DataError
 
 #: Names of tokens that have to do with pictures: in a processor, a config or a vocabulary.
 _VISUAL = re.compile(r"image|img|vision|visual|video|boi_|eoi_", re.IGNORECASE)
@@ -140,7 +140,8 @@ def check_context(config: Any, inputs: Mapping[str, Any], names: Sequence[str], 
         new_tokens: tokens that each answer may have.
 
     Raises:
-        DataError: a row doesn't fit, the tokens of its pictures and its answer included; names the first.
+        DataError: a row doesn't fit, the tokens of its pictures included; names the first.
+        ConfigError: a row fits, but not with its answer.
     """
     mask = inputs.get("attention_mask")
     rows, width = inputs["input_ids"].shape
@@ -153,11 +154,12 @@ def _check_length(config: Any, length: int, name: str, new_tokens: int, counted:
     limit = context_length(config)
     if limit is None or length + new_tokens <= limit:
         return
-    asked = f" and the answer up to {new_tokens} more" if new_tokens else ""
-    advice = "a shorter prompt" if length > limit or not new_tokens else "a shorter prompt or a shorter answer"
-    raise DataError(
-        f"{name}: the prompt has {length} tokens {counted}{asked}, but the model reads at most {limit}; "
-        f"expected {advice}"
+    found = f"{name}: the prompt has {length} tokens {counted}"
+    if length > limit:
+        raise DataError(f"{found}, but the model reads at most {limit}; expected a shorter prompt")
+    raise ConfigError(
+        f"{found} and the answer up to {new_tokens} more, but the model reads at most {limit} in all; expected a "
+        "shorter prompt or a shorter answer"
     )
 
 
@@ -197,6 +199,7 @@ def check_asked(config: Any, processor: Any, asked: Mapping[str, str], new_token
 
     Raises:
         DataError: as `check_samples`.
+        ConfigError: a prompt fits, but not with its answer.
     """
     check_prompts(processor, list(asked), asked.values(), config)
     limit = context_length(config)

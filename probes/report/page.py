@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from probes.report import charts, parts, prose
+from probes.report.data import told
 from probes.report.downloads import downloads
 from probes.report.summary import Row, summarise
 from probes.report.tables import csv_tables
@@ -21,6 +23,7 @@ def render(
     result: Mapping[str, Any],
     summary: Sequence[Row] | None = None,
     tables: Mapping[str, str] | None = None,
+    source: str | None = None,
 ) -> str:
     """The page of a validated result, of one model or of many; every string in it is escaped.
 
@@ -28,6 +31,7 @@ def render(
         result: see `probes.report.schema`.
         summary: of `summarise`, where it is there already.
         tables: of `csv_tables`, where they are there already.
+        source: text of the report.json beside the page; the page tells its digest.
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
@@ -42,6 +46,7 @@ def render(
         title=result["title"],
         created=datetime.fromisoformat(result["created"]).strftime("%d %B %Y, %H:%M").lstrip("0"),
         answer=prose.answer(result) + prose.advised([row["advice"] for row in summary if row["advice"]]),
+        warnings=[warning["text"] for warning in result.get("warnings") or ()],
         conditions=next(iter(conditions)) if len(conditions) == 1 else None,
         models=[{**row, "findings": prose.findings(result, row["model"])} for row in summary],
         families=parts.families(summary),
@@ -65,8 +70,17 @@ def render(
         downloads=downloads(result, tables),
         versions=result["versions"],
         config=json.dumps(result["config"], indent=2, ensure_ascii=False),
+        data=told(result),
+        digest=hashlib.sha256(source.encode()).hexdigest() if source is not None else None,
         n_items=sum(map(len, (result.get("items") or {}).values())),
     )
+
+
+def load_templates() -> None:
+    """Parse every template of the page, so that one that is missing or broken is found before a run."""
+    environment = _environment()
+    for name in environment.list_templates(extensions=["j2"]):
+        environment.get_template(name)
 
 
 def _environment() -> Any:

@@ -24,8 +24,12 @@
                        "balanced"?, "minority"?: {the same, "note"?: what the subset is}}},
      "examples"?: [{"model", "image", "prompt", "answer", "plain", "tccd"?, "plain_probability"?,
                     "tccd_probability"?, "erased"?: [{"cell": index in `cells`, "answer"}]}],
-     "questions"?: {model: {"id", "image_id", "task", "answer", "plain": [text, one a question], "right",
-                            "blind_right"?}},
+     "questions"?: {model: {"id", "image_id", "picture"?: digests of what the images show, "prompt"?,
+                            "task", "answer", "plain": [text, one a question], "right", "blind_right"?}},
+     "data"?: {model: {"questions", "images": distinct ids, "pictures": distinct pictures, "copies": ids beyond
+                       those, "banks": {bank: {"pictures": that it was fitted on, "overlap": of the report's that
+                       are among them; both None where the bank keeps no digests}}}},
+     "warnings"?: [{"code", "model", "text"}],
      "items"?: {model: [{...}]}}
 
 Accuracies, costs and deltas are fractions. `cost` = baseline - accuracy, `delta` = accuracy - baseline;
@@ -282,10 +286,22 @@ _QUESTIONS = checks.every(
             **dict.fromkeys(("id", "image_id", "task", "answer", "plain"), checks.each(checks.text)),
             "right": checks.bits,
         },
-        {"blind_right": checks.bits},
+        {"blind_right": checks.bits, **dict.fromkeys(("picture", "prompt"), checks.each(checks.text))},
     ),
     checks.columns,
 )
+_DATA = checks.record(
+    {
+        "questions": _count,
+        "images": _count,
+        "pictures": _count,
+        "copies": _whole,
+        "banks": checks.named(
+            checks.record({"pictures": checks.or_none(_whole), "overlap": checks.or_none(_whole)})
+        ),
+    }
+)
+_WARNING = checks.record(dict.fromkeys(("code", "model", "text"), checks.text))
 _RESULT: dict[str, Check] = {
     "title": checks.text,
     "created": checks.time,
@@ -303,6 +319,8 @@ _RESULT_OPTIONAL: dict[str, Check] = {
     "tccd_cells": checks.each(_CONTRAST),
     "protocols": checks.named(checks.each(_PROTOCOL)),
     "questions": checks.named(_QUESTIONS),
+    "data": checks.named(_DATA),
+    "warnings": checks.each(_WARNING),
 }
 _BY_MODEL = ("cells", *_RESULT_OPTIONAL)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class KMeansResult:
         rows: rows that were fitted.
         dropped_rows: rows left out because they held a value that is not finite.
         sampled_out_rows: finite rows left out by `max_rows`.
+        distinct_rows: how many of the fitted rows differ from each other; below K, centroids repeat.
         seed: of the start and of the sample.
         iterations: the limit that was asked for.
         backend: "faiss-gpu", "faiss-cpu" or "sklearn".
@@ -47,6 +49,7 @@ class KMeansResult:
     rows: int
     dropped_rows: int
     sampled_out_rows: int
+    distinct_rows: int
     seed: int
     iterations: int
     backend: str
@@ -95,13 +98,7 @@ def kmeans(
         ([[0.0, 0.5], [9.0, 0.5]], 1.0)
     """
     started = time.perf_counter()
-    for name, value in (("k", k), ("iterations", iterations), ("max_rows", max_rows)):
-        if name == "max_rows" and value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name} is {value!r}; expected a positive integer")
-    if max_rows is not None and max_rows < k:
-        raise ConfigError(f"max_rows is {max_rows}, below k = {k}; raise it")
+    check_kmeans(k, seed, iterations, backend, max_rows)
     shape = tuple(getattr(x, "shape", ()))
     if len(shape) != 2 or not shape[1]:
         raise FitError(f"rows have shape {shape}; expected (rows, hidden)")
@@ -117,7 +114,7 @@ def kmeans(
     used = np.flatnonzero(finite)
     if max_rows is not None and available > max_rows:
         used = np.sort(rng.choice(used, max_rows, replace=False))
-    rows, mean = _centred(x, used)
+    rows, mean, distinct = _centred(x, used)
 
     sample = rows
     if len(rows) > max(_START_ROWS, 16 * k):
@@ -134,12 +131,37 @@ def kmeans(
         rows=len(rows),
         dropped_rows=shape[0] - available,
         sampled_out_rows=available - len(rows),
+        distinct_rows=distinct,
         seed=seed,
         iterations=iterations,
         backend=backend_used,
         backend_version=version,
         seconds=time.perf_counter() - started,
     )
+
+
+def check_kmeans(
+    k: int, seed: int = 42, iterations: int = 20, backend: Backend = "auto", max_rows: int | None = None
+) -> None:
+    """Make sure that `kmeans` can run with these, before hours are spent on its rows.
+
+    Args:
+        k: as for `kmeans`; so are the others.
+
+    Raises:
+        ConfigError: a parameter is out of range, or the backend is unknown.
+        FitError: the backend finds no GPU.
+        MissingExtraError: the backend is not installed; names the extra.
+    """
+    for name, value, least in (("k", k, 1), ("seed", seed, 0), ("iterations", iterations, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{name} is {value!r}; expected an integer of at least {least}")
+    if max_rows is not None:
+        if not isinstance(max_rows, int) or isinstance(max_rows, bool) or max_rows < 1:
+            raise ConfigError(f"max_rows is {max_rows!r}; expected a positive integer or None")
+        if max_rows < k:
+            raise ConfigError(f"max_rows is {max_rows}, below k = {k}; raise it")
+    _backend(backend)
 
 
 def greedy_start(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -186,17 +208,21 @@ def _finite_rows(x: Any) -> np.ndarray:
     return finite
 
 
-def _centred(x: Any, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _centred(x: Any, used: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Rows less their mean, the mean, and how many rows differ."""
     rows = np.empty((len(used), x.shape[1]), dtype=np.float32)
     total = np.zeros(x.shape[1])
+    seen: set[bytes] = set()
     parts = [slice(start, start + _CHUNK_ROWS) for start in range(0, len(used), _CHUNK_ROWS)]
     for part in parts:
         rows[part] = _read(x, used[part])
         total += rows[part].sum(0, dtype=np.float64)
+        # + 0: -0 is 0. 16 bytes of a hash keep a row of thousands of numbers apart from every other.
+        seen.update(hashlib.blake2b(row, digest_size=16).digest() for row in rows[part] + np.float32(0))
     mean = total / len(used)
     for part in parts:
         rows[part] -= mean
-    return rows, mean
+    return rows, mean, len(seen)
 
 
 def _read(x: Any, where: slice | np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ import typer
 
 from tccd.cli.console import AsJson, output, print_json, progress
 from tccd.cli.options import BatchSize, Device, DType, Model, Precision, Revision, TrustRemoteCode
-from tccd.data.records import is_text
+from tccd.data.jsonlines import bounded_lines, read_rows
+from tccd.data.records import cut, is_text, shown
 from tccd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ class Tokens(StrEnum):
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt about one or more images, and what its JSON line held besides."""
+    """A prompt about one or more images, what errors call it, and what its JSON line held besides."""
 
+    name: str
     prompt: str
     images: tuple[Path, ...]
     row: dict[str, Any]
@@ -126,7 +128,8 @@ def generate(
     \b
     Decoding is greedy. With --json, one object a line: prompt, image, plain,
     tccd, and whatever else the prompt's own JSON line held. All lines are
-    checked before the first is answered.
+    checked before the first is answered; answers that are there when a later
+    picture turns out to be damaged are printed.
 
     \b
     Examples:
@@ -156,19 +159,22 @@ def generate(
     fitted = CentroidBank.load(bank)
     loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
     decoder = TCCD(loaded.model, fitted, config=config)
-    answers = []
-    with progress() as report:
-        for answer in answer_all(loaded, decoder, questions, batch_size, max_new_tokens):
-            answers.append(answer)
-            report("answer", len(answers), len(questions))
-            if as_json:
-                print_json(answer.row)
-    if not as_json:
-        show(answers)
+    check_questions(loaded, questions, max_new_tokens)
+    answers: list[Answer] = []
+    try:
+        with progress() as report:
+            for answer in answer_all(loaded, decoder, questions, batch_size, max_new_tokens):
+                answers.append(answer)
+                report("answer", len(answers), len(questions))
+                if as_json:
+                    print_json(answer.row)
+    finally:
+        if answers and not as_json:
+            show(answers)
 
 
 def read_questions(
-    prompts: Sequence[str], images: Sequence[Path], lines: Iterable[str] | None = None
+    prompts: Sequence[str], images: Sequence[Path], lines: Iterable[bytes] | None = None
 ) -> list[Question]:
     """Put the prompts together with their images.
 
@@ -184,46 +190,71 @@ def read_questions(
     if "-" in prompts:
         if len(prompts) > 1:
             raise ConfigError("--prompt - reads all prompts from stdin; expected no other --prompt beside it")
-        questions = list(_read_lines(sys.stdin if lines is None else lines, images))
+        questions = list(_read_lines(bounded_lines(sys.stdin.buffer) if lines is None else lines, images))
         if not questions:
             raise DataError("stdin holds no prompts; expected JSON lines with prompt and image")
     else:
         if not images:
             raise ConfigError("no image; expected --image FILE, which the prompts are about")
         given = [str(image) for image in images]
-        shown = given[0] if len(given) == 1 else given
+        named = given[0] if len(given) == 1 else given
         if any(not prompt.strip() for prompt in prompts):
             raise ConfigError("--prompt is empty; expected a question about the image")
-        questions = [Question(p, tuple(images), {"prompt": p, "image": shown}) for p in prompts]
+        if not all(map(is_text, prompts)):
+            raise ConfigError("--prompt is not text in UTF-8; expected a question about the image")
+        questions = [
+            Question(f"--prompt {number}", p, tuple(images), {"prompt": p, "image": named})
+            for number, p in enumerate(prompts, 1)
+        ]
     for question in questions:
         for image in question.images:
-            if not image.is_file():
-                raise DataError(f"no image {image}; expected a file, relative to the current folder")
+            if not os.path.isfile(image):  # as Path.is_file, which raises on a name that is too long
+                raise DataError(
+                    f"{question.name}: no image {cut(str(image))}; expected a file, relative to the current folder"
+                )
     return questions
 
 
-def _read_lines(lines: Iterable[str], images: Sequence[Path]) -> Iterator[Question]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"stdin line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}; expected an object with prompt and image") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: found {type(row).__name__}; expected an object with prompt and image")
+def _read_lines(lines: Iterable[bytes], images: Sequence[Path]) -> Iterator[Question]:
+    for _, where, row in read_rows(lines, "stdin line ", "an object with prompt and image"):
         prompt = row.get("prompt")
         if not is_text(prompt) or not prompt.strip():
-            raise DataError(f"{where}: prompt is {prompt!r}; expected a text that is not empty")
+            raise DataError(f"{where}: prompt is {shown(prompt)}; expected a text that is not empty")
         own = row.get("image")
         paths = [own] if isinstance(own, str) else own
         if paths is None:
             paths = [str(image) for image in images]
             row["image"] = paths[0] if len(paths) == 1 else paths
-        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-            raise DataError(f"{where}: image is {own!r}; expected the path of a file, or --image for all lines")
-        yield Question(prompt, tuple(map(Path, paths)), row)
+        if not isinstance(paths, list) or not paths or not all(map(is_text, paths)):
+            raise DataError(
+                f"{where}: image is {shown(own)}; expected the path of a file, or --image for all lines"
+            )
+        yield Question(where, prompt, tuple(map(Path, paths)), row)
+
+
+def check_questions(loaded: Loaded, questions: Sequence[Question], max_new_tokens: int) -> None:
+    """Refuse what can't be asked, before the first is: reads the text of prompts and the headers of images.
+
+    Raises:
+        DataError: a prompt holds a token that stands for a picture, or is longer than the model's context; or an
+            image is none, an animation, or too large. Names the prompt.
+        ConfigError: a prompt leaves too little room for its answer.
+    """
+    from tccd.data.pictures import check_image
+    from tccd.inputs import check_asked
+
+    asked: dict[str, str] = {}
+    seen: dict[Path, str] = {}
+    for question in questions:
+        asked.setdefault(question.prompt, question.name)
+        for image in question.images:
+            seen.setdefault(image, question.name)
+    check_asked(loaded.model.config, loaded.processor, asked, max_new_tokens)
+    for image, name in seen.items():
+        try:
+            check_image(image)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
 
 
 def answer_all(
@@ -232,15 +263,18 @@ def answer_all(
     """Answer every question twice, plainly and with TCCD, in batches.
 
     Raises:
-        DataError: an image can't be read.
+        DataError: an image can't be read, or a prompt with its images is longer than the model's context; names
+            the prompt.
+        ConfigError: it leaves too little room for its answer.
     """
-    from tccd.data.pictures import open_image
-    from tccd.inputs import encode
+    from tccd.inputs import check_context, encode
 
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
-        images = [[open_image(path) for path in question.images] for question in batch]
+        images = [_open_images(question) for question in batch]
         inputs = encode(loaded.processor, images, [question.prompt for question in batch])
+        names = [question.name for question in batch]
+        check_context(loaded.model.config, inputs, names, max_new_tokens)
         # BatchFeature.to changes the precision of floating tensors alone.
         inputs = inputs.to(loaded.model.device, loaded.model.dtype)
         plain, contrasted = (
@@ -248,6 +282,15 @@ def answer_all(
         )
         for question, one, other in zip(batch, plain, contrasted, strict=True):
             yield Answer(question, one, other)
+
+
+def _open_images(question: Question) -> list[Any]:
+    from tccd.data.pictures import open_image
+
+    try:
+        return [open_image(path) for path in question.images]
+    except DataError as error:
+        raise DataError(f"{question.name}: {error}") from error
 
 
 def _decode(loaded: Loaded, inputs: Any, max_new_tokens: int, **door: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Samples from a data set of the `datasets` library, streamed: from the hub, or from a local folder."""
+"""Samples from a data set of the `datasets` library: streamed from the hub, or from a local folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from tccd.data.pictures import open_image, to_rgb
-from tccd.data.records import find_columns, read_fields
+from tccd.data.records import QUOTED, find_columns, read_fields
 from tccd.data.sample import Sample
 from tccd.errors import DataError, require
 
@@ -27,15 +27,20 @@ class HubSplit:
 
     Attributes:
         name: the data set's id or folder, for errors.
-        split: the split's name.
+        split: the split's name; None where the data set has no splits.
         revision: commit of the hub repository; None for a local folder.
         rows: the `datasets.IterableDataset`.
     """
 
     name: str
-    split: str
+    split: str | None
     revision: str | None
     rows: Any
+
+    @property
+    def where(self) -> str:
+        """The place, for errors."""
+        return self.name if self.split is None else f"{self.name} split {self.split}"
 
 
 def open_split(source: str, split: str | None, revision: str | None, preferred: str | None = None) -> HubSplit:
@@ -54,25 +59,47 @@ def open_split(source: str, split: str | None, revision: str | None, preferred: 
     datasets = require("datasets", "data")
     local = Path(source).is_dir()
     name, _, configuration = (source, "", "") if local else source.partition(":")
+    commit = None
     try:
-        builder = datasets.load_dataset_builder(name, configuration or None, revision=revision)
-        splits = builder.as_streaming_dataset()
+        if local and is_saved(Path(source)):
+            splits = _saved(source)
+        else:
+            builder = datasets.load_dataset_builder(name, configuration or None, revision=revision)
+            commit = None if local else builder.hash
+            splits = builder.as_streaming_dataset()
     # An open set: datasets, huggingface_hub, the HTTP client and the file formats each have their own errors.
     except Exception as error:
-        looked = "as a folder of data files" if local else "as a data-set id on the Hugging Face hub"
+        if local:
+            raise DataError(f"can't open {source!r} as a folder of data files: {reason(error)}") from error
         raise DataError(
-            f"can't open {source!r} {looked}: {reason(error)}. Data sources are easy-vqa, a folder of "
-            "images, a .jsonl manifest, or a data-set id as owner/name or owner/name:configuration"
+            f"can't open {source!r}. As a path: there is no such file or folder. As a data-set id on the Hugging "
+            f"Face hub: {reason(error)}. Check the spelling; a data set is owner/name or owner/name:configuration"
         ) from error
     names = list(splits)
+    listed = ", ".join(map(str, names))
     if split is None and preferred in names:
         split = preferred
     if split is None and len(names) != 1:
-        raise DataError(f"{source} has the splits {', '.join(names)}; choose one")
+        raise DataError(f"{source} has the splits {listed}; choose one")
     if split is not None and split not in names:
-        raise DataError(f"{source} has no split {split!r}; found {', '.join(names)}")
+        found = f"found {listed}" if names != [None] else "it has no splits: leave it out"
+        raise DataError(f"{source} has no split {split!r}; {found}")
     chosen = split or names[0]
-    return HubSplit(source, chosen, None if local else builder.hash, splits[chosen])
+    return HubSplit(source, chosen, commit, splits[chosen])
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of a data set, or of a dictionary of them, wrote a folder."""
+    one = all((folder / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return one or (folder / "dataset_dict.json").is_file()
+
+
+def _saved(folder: str) -> dict[str | None, Any]:
+    """Split -> rows of a folder that `save_to_disk` wrote."""
+    datasets = require("datasets", "data")
+    found = datasets.load_from_disk(folder)
+    tables = found if isinstance(found, dict) else {found.split and str(found.split): found}
+    return {split: table.to_iterable_dataset() for split, table in tables.items()}
 
 
 def read_split(
@@ -104,9 +131,9 @@ def read_split(
     seen: dict[str, int] = {}
     required = ("image",) if prompt is not None else ("image", "prompt")
     for number, row in enumerate(_rows(rows, hub)):
-        where = f"{hub.name} split {hub.split}, row {number}" + (" as shuffled" if seed is not None else "")
+        where = f"{hub.where}, row {number}" + (" as shuffled" if seed is not None else "")
         if found is None:
-            found = find_columns(row, columns, required, f"{hub.name} split {hub.split}")
+            found = find_columns(row, columns, required, hub.where)
             if "id" not in (columns or {}):
                 found.pop("id", None)
         row = _named_label(row, features, found)
@@ -132,7 +159,7 @@ def _rows(rows: Any, hub: HubSplit) -> Iterator[dict[str, Any]]:
     try:
         yield from rows
     except Exception as error:  # see open_split
-        raise DataError(f"reading {hub.name} split {hub.split} failed: {reason(error)}") from error
+        raise DataError(f"reading {hub.where} failed: {reason(error)}") from error
 
 
 def _named_label(row: dict[str, Any], features: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -195,5 +222,5 @@ class _Spooled:
 
 def reason(error: Exception) -> str:
     """An error of another library in one line, for an error of ours."""
-    text = str(error).strip().split("\n")[0]
+    text = str(error).strip().split("\n")[0][:QUOTED]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

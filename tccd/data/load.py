@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections import Counter
@@ -12,8 +13,9 @@ from typing import Literal, get_args
 from tccd.data.benchmarks import BENCHMARKS, read_benchmark
 from tccd.data.digits import read_digits
 from tccd.data.easy_vqa import read_easy_vqa
-from tccd.data.hub import open_split, read_split
-from tccd.data.local import read_folder, read_manifest
+from tccd.data.hub import is_saved, open_split, read_split
+from tccd.data.local import IMAGE_SUFFIXES, read_folder, read_manifest
+from tccd.data.records import cut
 from tccd.data.sample import Sample, Samples
 from tccd.errors import DataError
 
@@ -21,9 +23,23 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 Purpose = Literal["fit", "probe"]
 #: The split that each purpose takes where there is a choice: what is asked must not be what was fitted on.
 _SPLIT_OF: dict[Purpose | None, str | None] = {"fit": "train", "probe": "test", None: None}
+#: Ends of names of files; a data set on the hub has none of them.
+_FILE_SUFFIXES = (
+    ".arrow",
+    ".csv",
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".parquet",
+    ".tsv",
+    ".txt",
+    ".zip",
+    *IMAGE_SUFFIXES,
+)
 _BUILT_IN = {"easy-vqa": read_easy_vqa, "digits": read_digits}
 _SOURCES = (
-    f"expected {', '.join((*_BUILT_IN, *BENCHMARKS))}, a folder of images, a JSON lines manifest (*.jsonl), "
+    f"expected {', '.join((*_BUILT_IN, *BENCHMARKS))}, a folder of images, of parquet files or as "
+    "datasets.save_to_disk writes it, a JSON lines manifest (*.jsonl), "
     "or the id of a data set on the Hugging Face hub (owner/name or owner/name:configuration)"
 )
 
@@ -54,7 +70,8 @@ def load_samples(
             - a JSON lines manifest (`*.jsonl`) with `image` (path relative to the manifest), `prompt`, and
               optionally `answer`, `choices`, `task`, `id`;
             - a data set for the `datasets` library (extra `data`), streamed: `owner/name` or
-              `owner/name:configuration` on the hub, or a local folder with parquet files or a metadata file.
+              `owner/name:configuration` on the hub, or a local folder with parquet files or a metadata file, or
+              one that `save_to_disk` of `datasets` wrote.
         split: of easy-vqa and digits `test` or `train`; of a benchmark the published one (when None) or
             another; of a data set, needed where it has several. When None, `purpose` chooses.
         limit: at most so many samples, after `images` and `per_image`.
@@ -94,7 +111,9 @@ def load_samples(
             if value is not None:
                 raise DataError(f"{name} is {value!r}, but {kind} has no {name}; leave it out")
 
-    path = Path(source).expanduser()
+    if not source.strip():
+        raise DataError(f"the data source is empty; {_SOURCES}")
+    path = _path(source)
     commit: str | None = None
     streamed = False
     found: Iterable[Sample]
@@ -105,35 +124,51 @@ def load_samples(
     elif source in BENCHMARKS:
         refuse(source, columns=columns)
         found, split, commit = read_benchmark(BENCHMARKS[source], split, revision, prompt)
-    elif path.is_dir() and not _holds_data_set(path):
+    elif os.path.isdir(path) and not _holds_data_set(path):
         refuse("a folder of images", split=split, revision=revision, columns=columns)
         found = read_folder(path, prompt)
-    elif path.is_file():
+    elif os.path.isfile(path):
         if path.suffix.lower() not in (".jsonl", ".ndjson"):
             raise DataError(f"{source} is a file of unknown kind; {_SOURCES}")
         refuse("a manifest", split=split, revision=revision)
         found = read_manifest(path, prompt, columns)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         refuse("a local folder", revision=revision)
         hub = open_split(str(path), split, None, _SPLIT_OF[purpose])
         split, found = hub.split, read_split(hub, prompt, columns, seed)
         streamed = True
-    elif _HUB_ID.fullmatch(source) and path.suffix != ".jsonl":
+    elif _HUB_ID.fullmatch(source) and not _means_path(source):
         hub = open_split(source, split, revision, _SPLIT_OF[purpose])
         split, commit, found = hub.split, hub.revision, read_split(hub, prompt, columns, seed)
         streamed = True
     else:
-        raise DataError(f"no file or folder {source!r}; {_SOURCES}")
+        raise DataError(f"no such file or folder: {cut(repr(source))}; {_SOURCES}")
     items = _take(found, limit, images, per_image, None if streamed else seed, streamed)
     if not items:
         raise DataError(f"{source} holds no samples")
     named = source in _BUILT_IN or source in BENCHMARKS
-    name = path.resolve().name if not named and path.exists() else source
+    name = path.resolve().name if not named and os.path.exists(path) else source
     return Samples(items, source=name, split=split, revision=commit)
 
 
+def _path(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except (RuntimeError, ValueError):  # ~ of a user that there is not; half a surrogate pair
+        return Path(source)
+
+
+def _means_path(source: str) -> bool:
+    """Whether a source that could be a data set on the hub can only have been meant for a path."""
+    return (
+        source.startswith((".", "~"))
+        or Path(source).suffix.lower() in _FILE_SUFFIXES
+        or os.path.isdir(source.partition("/")[0])
+    )
+
+
 def _holds_data_set(folder: Path) -> bool:
-    return any(
+    return is_saved(folder) or any(
         next(folder.rglob(name), None) is not None for name in ("*.parquet", "metadata.csv", "metadata.jsonl")
     )
 
@@ -163,7 +198,7 @@ def _take(
                 continue
         counts[sample.image_id] += 1
         if sample.id in ids:
-            raise DataError(f"two samples have the id {sample.id!r}; expected ids that differ, or none")
+            raise DataError(f"two samples have the id {cut(repr(sample.id))}; expected ids that differ, or none")
         ids.add(sample.id)
         items.append(sample)
         if seed is None and len(items) == limit:

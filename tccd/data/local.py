@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tccd.data.records import find_columns, read_fields
+from tccd.data.jsonlines import bounded_lines, read_rows
+from tccd.data.records import find_columns, is_text, read_fields, shown
 from tccd.data.sample import Sample, image_loader
 from tccd.errors import DataError
 from tccd.inputs import PAPER_PROMPT
@@ -58,27 +58,19 @@ def read_manifest(file: Path, prompt: str | None, columns: Mapping[str, str | No
             exist; names the line.
     """
     required = ("image",) if prompt is not None else ("image", "prompt")
-    with file.open("rb") as lines:
+    with file.open("rb") as opened:
         empty = True
-        for number, raw in enumerate(lines, 1):
-            where = f"{file}:{number}"
-            if not raw.strip():
-                continue
+        expected = "an object with image and prompt"
+        for number, where, row in read_rows(bounded_lines(opened), f"{file}:", expected):
             empty = False
-            try:
-                row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
-                raise DataError(f"{where}: not JSON: {error}; expected one object a line") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: found {type(row).__name__}; expected an object with image and prompt")
             found = find_columns(row, columns, required, where)
             fields = read_fields(row, found, prompt, where)
             image = row[found["image"]]
-            if not isinstance(image, str) or not image:
-                raise DataError(f"{where}: {found['image']} is {image!r}; expected the path of a file")
+            if not is_text(image) or not image:
+                raise DataError(f"{where}: {found['image']} is {shown(image)}; expected the path of a file")
             path = file.parent / image
-            if not path.is_file():
-                raise DataError(f"{where}: no image {path}; paths are relative to the manifest")
+            if not os.path.isfile(path):  # as Path.is_file, which raises on a name that is too long
+                raise DataError(f"{where}: no image {str(path)[:200]}; paths are relative to the manifest")
             yield Sample(
                 id=fields.id if fields.id is not None else str(number),
                 image_id=image,

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from PIL import Image, ImageOps
 
+from tccd.data.records import cut
 from tccd.errors import DataError
+
+T = TypeVar("T")
 
 #: Pixels of a picture, at most; what Pillow takes for an attack.
 MAX_PIXELS = 178_956_970
@@ -39,20 +43,33 @@ def open_image(path: Path | IO[bytes], name: str | None = None) -> Image.Image:
     Raises:
         DataError: the file is missing, truncated or no image, or `to_rgb` refuses it.
     """
-    name = name or str(path)
+    return _read(path, name, to_rgb)
+
+
+def check_image(path: Path | IO[bytes], name: str | None = None) -> None:
+    """Read the header of an image file, and refuse what `open_image` would by it; damaged pixels go unseen.
+
+    Raises:
+        DataError: as `open_image`.
+    """
+    _read(path, name, lambda image, name: _check_shape(image, f"image {name}"))
+
+
+def _read(path: Path | IO[bytes], name: str | None, use: Callable[[Image.Image, str], T]) -> T:
+    name = name or cut(str(path))
     try:
         with warnings.catch_warnings():
             # Said by `to_rgb`, as an error and only where it is one.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return to_rgb(image, name)
+                return use(image, name)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError(f"image {name} has more than {MAX_PIXELS:,} pixels; {_SMALLER}") from error
     # An open set: each of Pillow's decoders has its own errors for damaged files.
     except Exception as error:
-        reason = str(error)[:200] or type(error).__name__
+        reason = cut(str(error)) or type(error).__name__
         raise DataError(f"can't read image {name}: {reason}; expected a file that Pillow can open") from error
 
 

@@ -8,6 +8,9 @@ from typing import Any, TypeGuard
 
 from tccd.errors import DataError
 
+#: Characters of what was given that an error quotes, at most.
+QUOTED = 200
+
 #: Column names that are understood without being told, by field, in order of preference.
 COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "image": ("image", "img", "picture"),
@@ -49,7 +52,7 @@ def find_columns(
             if column is None:
                 continue
             if column not in names:
-                raise DataError(f"{where}: there is no {column!r} for {name}; found {', '.join(names)}")
+                raise DataError(f"{where}: there is no {column!r} for {name}; found {listed(names)}")
             found[name] = column
         else:
             match = next((k for k in known if k in names), None)
@@ -59,7 +62,7 @@ def find_columns(
         if name not in found:
             raise DataError(
                 f"{where}: no {name}; looked for {', '.join(COLUMN_NAMES[name])}; "
-                f"found {', '.join(names) or 'nothing'}; name the one to use with columns={{{name!r}: ...}}"
+                f"found {listed(names) or 'nothing'}; name the one to use with columns={{{name!r}: ...}}"
                 + (" or give one prompt for all images" if name == "prompt" else "")
             )
     return found
@@ -127,7 +130,7 @@ def _answer(answer: Any, choices: tuple[str, ...] | None, column: str, where: st
         )
     if choices is not None and answer not in choices:
         raise DataError(
-            f"{where}: the {column} {answer!r} is not among the choices {list(choices)}; "
+            f"{where}: the {column} {cut(repr(answer))} is not among the choices {cut(str(list(choices)))}; "
             "expected the same text in both"
         )
     return answer
@@ -138,6 +141,16 @@ def is_text(value: Any) -> TypeGuard[str]:
     surrogate pair.
     """
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
+
+
+def cut(text: str) -> str:
+    """The beginning of a text, as an error may quote it."""
+    return text if len(text) <= QUOTED else text[: QUOTED - 3] + "..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names, with commas between, as an error may quote them."""
+    return cut(", ".join(map(str, names)))
 
 
 def shown(value: Any) -> str:

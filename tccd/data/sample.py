@@ -11,6 +11,7 @@ from typing import overload
 from PIL import Image
 
 from tccd.data.pictures import open_image, picture_digest, to_rgb
+from tccd.data.records import cut
 from tccd.errors import DataError
 
 
@@ -49,8 +50,8 @@ class Sample:
     def __post_init__(self) -> None:
         if self.choices is not None and self.answer is not None and self.answer not in self.choices:
             raise DataError(
-                f"sample {self.id}: the answer {self.answer!r} is not among the choices "
-                f"{list(self.choices)}; expected the same text in both"
+                f"sample {cut(self.id)}: the answer {cut(repr(self.answer))} is not among the choices "
+                f"{cut(str(list(self.choices)))}; expected the same text in both"
             )
 
     @property
@@ -63,7 +64,7 @@ class Sample:
         try:
             return to_rgb(self.load())
         except DataError as error:
-            raise DataError(f"sample {self.id}: {error}") from error
+            raise DataError(f"sample {cut(self.id)}: {error}") from error
 
     @cached_property
     def picture_digest(self) -> str:

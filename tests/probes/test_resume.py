@@ -66,13 +66,14 @@ def test_a_run_cut_short_is_resumed(zoo, samples, bank, tmp_path, monkeypatch):
     grid = {"alphas": (0.0, 0.5), "controls": True, "alpha_cd": (1.0,)}
     whole = run(*zoo, samples, bank, Grid(**grid), name="m", batch_size=6)
     cut_short(zoo, samples, bank, tmp_path / "j", **grid)
-    kept = sorted(file.name for file in (tmp_path / "j").iterdir())
-    assert kept == ["chunk-00000000.json", "chunk-00000006.json", "settings.json"]
+    kept = sorted(file.name for file in (tmp_path / "j").glob("[!.]*"))
+    assert kept == ["chunk-00000000.json", "chunk-00000006.json", "doses.json", "settings.json"]
     asked = []
-    from probes import arms
+    from probes import arms, replacement
 
     original = arms.run_streams
-    monkeypatch.setattr(arms, "run_streams", lambda *args: asked.append(1) or original(*args))
+    for module in (arms, replacement):
+        monkeypatch.setattr(module, "run_streams", lambda *args: asked.append(1) or original(*args))
     resumed = run(*zoo, samples, bank, Grid(**grid), name="m", batch_size=6, journal=tmp_path / "j", resume=True)
     assert len(asked) == 2 * 2  # two chunks of four were left, each asked with and without its image
     assert resumed | {"created": ""} == whole | {"created": ""}
@@ -112,11 +113,12 @@ def test_an_unfinished_run_is_not_lost_by_accident(zoo, samples, bank, tmp_path)
         run(*zoo, samples, bank, batch_size=6, journal=tmp_path / "j")
 
 
-def test_a_damaged_journal(tmp_path):
-    Journal(tmp_path / "j", {"a": 1}).chunk(0, lambda: {"x": 1})
-    (tmp_path / "j" / "chunk-00000000.json").write_text('{"x": ')
-    with pytest.raises(DataError, match=r"is damaged .* delete it"):
-        Journal(tmp_path / "j", {"a": 1}, resume=True).chunk(0, lambda: {"x": 1})
+def test_a_journal_without_its_settings(tmp_path):
+    Journal(tmp_path / "j", {"a": 1}).chunk(0, [], lambda: {"pictures": []})
+    for damage in ("[]", "", "[" * 100_000):
+        (tmp_path / "j" / "settings.json").write_text(damage)
+        with pytest.raises(DataError, match=r"settings\.json is damaged .*; delete .*j to start anew"):
+            Journal(tmp_path / "j", {"a": 1}, resume=True)
     (tmp_path / "j" / "settings.json").unlink()
     with pytest.raises(DataError, match=r"chunks without settings\.json"):
         Journal(tmp_path / "j", {"a": 1}, resume=True)
@@ -124,8 +126,9 @@ def test_a_damaged_journal(tmp_path):
 
 def test_a_run_that_never_finished_a_chunk_leaves_nothing_to_resume(tmp_path):
     with pytest.raises(Cut):
-        Journal(tmp_path / "j", {"a": 1}).chunk(0, lambda: (_ for _ in ()).throw(Cut))
-    assert Journal(tmp_path / "j", {"a": 2}).chunk(0, lambda: {"x": 1}) == {"x": 1}
+        Journal(tmp_path / "j", {"a": 1}).chunk(0, [], lambda: (_ for _ in ()).throw(Cut))
+    chunk = Journal(tmp_path / "j", {"a": 2}).chunk(0, [], lambda: {"x": 1, "pictures": []})
+    assert chunk == {"x": 1, "pictures": []}
 
 
 def test_an_unreadable_image_is_named_and_the_run_goes_on_when_it_is_mended(zoo, bank, tmp_path):
@@ -166,6 +169,10 @@ def test_a_killed_run_resumed_equals_one_that_was_not(bank, tmp_path):
     while len(list((killed / FOLDER).glob("chunk-*.json"))) < 3 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
+    # A second run into the folder, of other questions, is refused and touches nothing of the first.
+    other = CliRunner().invoke(app, [*args[:-6], "--limit", "20", "--out", str(killed), "--resume"])
+    assert other.exit_code == 1
+    assert f"{killed} is in use by tccd probe replacement (process {process.pid} on " in other.stderr
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     done = len(list((killed / FOLDER).glob("chunk-*.json")))

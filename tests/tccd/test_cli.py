@@ -244,7 +244,7 @@ def test_no_such_device(model_dir, bank_file):
 def test_no_such_data(tmp_path):
     result = run("fit", "--model", "m", "--data", "nothing", "--out", tmp_path / "bank.safetensors")
     assert result.exit_code == 1
-    assert "no file or folder 'nothing'; expected easy-vqa" in result.stderr
+    assert "no such file or folder: 'nothing'; expected easy-vqa" in result.stderr
 
 
 def test_a_broken_image_is_named(tmp_path, model_dir, bank_file):
@@ -340,7 +340,7 @@ def test_json_lines(picture, tmp_path):
         {"prompt": "b?", "image": str(other), "id": 7},
         {"prompt": "c?", "image": [str(other)] * 2},
     ]
-    lines = [json.dumps(row) for row in rows] + ["", "  "]
+    lines = [json.dumps(row).encode() for row in rows] + [b"", b"  "]
     one, two, three = read_questions(["-"], [picture], lines)
     assert (one.images, two.images, three.images) == ((picture,), (other,), (other, other))
     assert one.row == {"prompt": "a?", "image": str(picture)}
@@ -352,28 +352,28 @@ def test_json_lines(picture, tmp_path):
     [
         ("{", "stdin line 2: not JSON: .*; expected an object with prompt and image"),
         ("[]", "stdin line 2: found list; expected an object"),
-        ("{}", "stdin line 2: prompt is None; expected a text"),
-        ('{"prompt": ""}', "stdin line 2: prompt is ''; expected a text"),
+        ("{}", "stdin line 2: prompt is missing; expected a text"),
+        ('{"prompt": ""}', "stdin line 2: prompt is str ''; expected a text"),
         (r'{"prompt": "\ud800"}', "stdin line 2: prompt is .*; expected a text"),
-        ('{"prompt": 1}', "stdin line 2: prompt is 1; expected a text"),
-        ('{"prompt": "?", "image": 3}', "stdin line 2: image is 3; expected the path"),
-        ('{"prompt": "?", "image": []}', r"stdin line 2: image is \[\]; expected the path"),
+        ('{"prompt": 1}', "stdin line 2: prompt is int 1; expected a text"),
+        ('{"prompt": "?", "image": 3}', "stdin line 2: image is int 3; expected the path"),
+        ('{"prompt": "?", "image": []}', r"stdin line 2: image is list \[\]; expected the path"),
         (
             '{"prompt": "?"}',
-            "stdin line 2: image is None; expected the path of a file, or --image for all lines",
+            "stdin line 2: image is missing; expected the path of a file, or --image for all lines",
         ),
-        ('{"prompt": "?", "image": "none.png"}', "no image none.png; expected a file"),
+        ('{"prompt": "?", "image": "none.png"}', r"stdin line 2: no image none\.png; expected a file"),
     ],
 )
 def test_a_bad_prompt_line_is_named(picture, line, message):
     good = json.dumps({"prompt": "a?", "image": str(picture)})
     with pytest.raises(DataError, match=message):
-        read_questions(["-"], [], [good, line])
+        read_questions(["-"], [], [good.encode(), line.encode()])
 
 
 def test_no_prompts(picture):
     with pytest.raises(DataError, match="stdin holds no prompts"):
-        read_questions(["-"], [picture], ["", " "])
+        read_questions(["-"], [picture], [b"", b" "])
     with pytest.raises(ConfigError, match="--prompt is empty"):
         read_questions([" "], [picture])
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tccd.data import Sample
-from tccd.errors import DataError
+from tccd.errors import ConfigError, DataError
 from tccd.inputs import check_asked, check_context, check_samples, encode, vision_tokens
 
 ZOO = Path(__file__).parents[2] / "eval" / "zoo"
@@ -109,5 +109,5 @@ def test_room_for_the_answer(loaded):
     message = (
         "--prompt 1: the prompt has .* and the answer up to 256 more, .* a shorter prompt or a shorter answer"
     )
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ConfigError, match=message):
         check_asked(loaded.config, loaded.processor, {"what?": "--prompt 1"}, new_tokens=256)

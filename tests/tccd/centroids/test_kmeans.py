@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tccd.centroids import kmeans as module
-from tccd.centroids.kmeans import greedy_start, kmeans
+from tccd.centroids.kmeans import check_kmeans, greedy_start, kmeans
 from tccd.errors import ConfigError, FitError, MissingExtraError
 
 INSTALLED = ("faiss-cpu", "sklearn")
@@ -166,8 +166,8 @@ def test_start_chooses_distinct_rows_and_copes_with_copies():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 0}, r"k is 0; expected a positive integer"),
-        ({"k": 2.0}, r"k is 2.0; expected a positive integer"),
+        ({"k": 0}, r"k is 0; expected an integer of at least 1"),
+        ({"k": 2.0}, r"k is 2.0; expected an integer of at least 1"),
         ({"iterations": 0}, r"iterations is 0"),
         ({"max_rows": 0}, r"max_rows is 0"),
         ({"k": 8, "max_rows": 4}, r"max_rows is 4, below k = 8; raise it"),
@@ -247,3 +247,33 @@ def test_auto_falls_to_what_is_installed(monkeypatch):
         kmeans(blobs()[0], 4)
     with pytest.raises(MissingExtraError, match=r"tccd\[faiss-gpu\]"):
         kmeans(blobs()[0], 4, backend="faiss-gpu")
+
+
+@pytest.mark.parametrize("distinct", [1, 5, 8, 200])
+def test_rows_that_differ_are_counted(distinct):
+    rng = np.random.default_rng(0)
+    some = rng.standard_normal((distinct, 16)).astype(np.float32)
+    some[0, 0] = 0.0
+    rows = some[np.arange(400) % distinct]
+    rows[rows == 0] = np.where(np.arange(np.sum(rows == 0)) % 2, 0.0, -0.0)
+    found = kmeans(rows, 8, backend="faiss-cpu")
+    assert found.distinct_rows == distinct
+    assert (found.empty_clusters > 0) == (distinct < 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"k": 0}, ConfigError, "k is 0; expected an integer of at least 1"),
+        ({"seed": -1}, ConfigError, "seed is -1; expected an integer of at least 0"),
+        ({"iterations": True}, ConfigError, "iterations is True"),
+        ({"max_rows": 0}, ConfigError, "max_rows is 0; expected a positive integer or None"),
+        ({"max_rows": 3}, ConfigError, "max_rows is 3, below k = 4"),
+        ({"backend": "cuml"}, ConfigError, "unknown k-means backend .cuml."),
+        ({"backend": "faiss-gpu"}, FitError, "faiss-gpu was asked for, but FAISS .* reports no GPU"),
+    ],
+)
+def test_what_kmeans_would_refuse_is_told_before_there_are_rows(change, error, message):
+    check_kmeans(**{"k": 4})
+    with pytest.raises(error, match=message):
+        check_kmeans(**{"k": 4, **change})
