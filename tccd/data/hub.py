@@ -194,7 +194,7 @@ def encoded_image(value: Any, where: str) -> bytes:
         try:
             with require("fsspec", "data").open(value["path"], "rb") as file:
                 return file.read()
-        except OSError as error:
+        except Exception as error:  # see open_split; and an address of no known protocol
             raise DataError(f"{where}: can't read image {value['path']}: {reason(error)}") from error
     raise DataError(f"{where} holds {type(value).__name__}; expected one image")
 

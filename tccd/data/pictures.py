@@ -1,8 +1,9 @@
 """Any picture -> RGB, so that it shows what its file shows: the one place that converts pictures.
 
-- Greyscale of more than 8 bits is scaled by its type's range. 16 bits: 65535 is white. 32-bit integers: held to be
-  16-bit values, as Pillow gives them for some 16-bit files; values outside 0 to 65535 are refused, and so is a
-  picture with none above 255, for they may as well be 8-bit values. Floats: 1 is white; others are refused.
+- Greyscale of more than 8 bits is scaled by its type's range. 16 bits: 65535 is white; 12 bits: 4095. 32-bit
+  integers: held to be 16-bit values, as Pillow gives them for some 16-bit files; values outside 0 to 65535 are
+  refused, and so is a picture with none above 255, for they may as well be 8-bit values. Floats: 1 is white; a
+  picture with other values than 0 to 1 is refused.
 - What is transparent shows white.
 - A picture is turned upright as its EXIF orientation says.
 - An animation, or a file of several pages, is refused: nothing says which of its pictures is meant.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -30,7 +31,8 @@ MAX_PIXELS = 178_956_970
 MAX_RATIO = 200
 #: File formats of several pictures, whose first is the whole and whose others are parts of it.
 _FIRST_IS_WHOLE = ("MPO", "PSD")
-_ORIENTATION = 0x0112
+#: Tags of EXIF and TIFF.
+_ORIENTATION, _BITS, _ZERO_IS = 0x0112, 258, 262
 
 
 def open_image(path: Path | IO[bytes], name: str | None = None) -> Image.Image:
@@ -89,10 +91,11 @@ def to_rgb(image: Image.Image, name: str | None = None) -> Image.Image:
     """
     named = f"image {name}" if name else "the image"
     _check_shape(image, named)
+    tags = getattr(image, "tag_v2", {})  # a TIFF's, which a turned picture has no more
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return _grey(image, named)
+        return _grey(image, named, tags)
     if image.mode == "LAB":
         return _from_lab(image, named)
     if image.has_transparency_data:
@@ -125,8 +128,8 @@ def _check_shape(image: Image.Image, named: str) -> None:
         )
 
 
-def _grey(image: Image.Image, named: str) -> Image.Image:
-    """Greyscale of 16 or 32 bits."""
+def _grey(image: Image.Image, named: str, tags: Mapping[int, Any]) -> Image.Image:
+    """Greyscale of 12, 16 or 32 bits."""
     import numpy as np
 
     values = np.asarray(image)
@@ -144,8 +147,10 @@ def _grey(image: Image.Image, named: str) -> Image.Image:
             "and some of them above 255. Save it as 8-bit or 16-bit greyscale"
         )
     else:
-        white = 65535
+        white = 4095 if tags.get(_BITS) == (12,) else 65535
     scaled = np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8)
+    if tags.get(_ZERO_IS) == 0:  # white; Pillow heeds it up to 8 bits
+        scaled = 255 - scaled
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         scaled[values == clear] = 255

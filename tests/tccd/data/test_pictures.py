@@ -1,6 +1,7 @@
 """Pictures show in RGB what their files show, and those that can't are refused by the name of their sample."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -83,6 +84,37 @@ def test_a_range_that_nothing_tells_is_refused(tmp_path, values, message):
     [sample] = load_samples(str(tmp_path))
     with pytest.raises(DataError, match=rf"^sample bad\.tif: image .*bad\.tif {message}"):
         _ = sample.image
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_may_say_that_zero_is_white(dtype, orientation):
+    values = {np.uint8: RAMP, np.uint16: RAMP.astype(np.uint16) * 257, np.float32: RAMP.astype(np.float32) / 255}[
+        dtype
+    ]
+    tags = {262: 0, 0x0112: orientation}
+    shown = grey_of(open_image(stored(Image.fromarray(values), "TIFF", tiffinfo=tags)))
+    # Pillow turns 8 bits around when it writes them
+    expected = RAMP if dtype is np.uint8 else 255 - RAMP
+    assert shown.tolist() == (expected if orientation == 1 else expected[::-1, ::-1]).tolist()
+
+
+def test_12_bits_are_scaled_by_12_bits():
+    entries = [
+        (256, 3, 2),
+        (257, 3, 1),
+        (258, 3, 12),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (279, 4, 3),
+    ]
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    file = (
+        b"II*\0" + struct.pack("<I", 12) + b"\xff\xf8\x08\0" + struct.pack("<H", len(entries)) + table + bytes(4)
+    )
+    assert grey_of(open_image(io.BytesIO(file))).tolist() == [[255, 128]]  # of 4095 and 2056
 
 
 def test_a_black_picture_of_any_type_is_black():
