@@ -125,7 +125,7 @@ class _Asker:
         return chunk | {"moved": streams.moved, "replaced": streams.replaced}
 
     def _encode(self, samples: Sequence[Sample], images: Sequence[Image]) -> dict[str, Any]:
-        return encode_samples(self.decoder.model, self.processor, samples, images)
+        return encode_samples(self.decoder.model, self.processor, samples, images, self.max_new_tokens)
 
 
 @torch.no_grad()

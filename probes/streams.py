@@ -15,7 +15,7 @@ from tccd.decoder import Decoder, first_tensor
 from tccd.engine.packing import Step
 from tccd.engine.reference import Erasure
 from tccd.engine.session import Session
-from tccd.inputs import encode
+from tccd.inputs import check_context, encode
 
 #: Streams of one forward hold at most about this many columns for each clean one: memory grows with them, and the
 #: clean columns run once more for each further forward.
@@ -68,7 +68,11 @@ class _Collector(Session):
 
 
 def encode_samples(
-    model: Any, processor: Any, samples: Sequence[Sample], images: Sequence[Image] | None = None
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    images: Sequence[Image] | None = None,
+    new_tokens: int = 0,
 ) -> dict[str, Any]:
     """A batch of prompts, left padded, where the model is and in its precision.
 
@@ -77,10 +81,16 @@ def encode_samples(
         processor: its processor.
         samples: one question a row.
         images: shown instead of the samples' own, one a row.
+        new_tokens: tokens that each answer may have.
+
+    Raises:
+        DataError: an image can't be read, or a prompt with its image is longer than the model's context; names
+            the sample.
     """
     shown = [s.image for s in samples] if images is None else images
-    # BatchFeature.to changes the precision of floating tensors alone.
     inputs = encode(processor, [[image] for image in shown], [s.prompt for s in samples])
+    check_context(model.config, inputs, [f"sample {s.id}" for s in samples], new_tokens)
+    # BatchFeature.to changes the precision of floating tensors alone.
     return dict(inputs.to(model.device, model.dtype))
 
 

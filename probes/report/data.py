@@ -37,9 +37,10 @@ def _counted(block: Mapping[str, Any]) -> str:
 def _overlaps(block: Mapping[str, Any]) -> list[str]:
     found = []
     for bank, fitted in block["banks"].items():
-        of = f"those that bank {bank} was fitted on"
+        named = f"bank {bank}" if len(block["banks"]) > 1 else "the bank"
+        of = f"those that {named} was fitted on"
         if fitted["overlap"] is None:
-            found.append(f"Whether any was among {of} is not known: the bank keeps no digests of its pictures.")
+            found.append(f"Whether any was among {of} is not known: it keeps no digests of its pictures.")
         else:
             were = "was" if fitted["overlap"] == 1 else "were"
             found.append(f"{fitted['overlap']:,} of {_count(block['pictures'], 'picture')} {were} among {of}.")

@@ -1,0 +1,119 @@
+"""`tccd probe replacement` fails before the work where it can, and after it without losing any."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from eval.zoo import load, path
+from probes.journal import FOLDER
+from probes.report import publish
+from tccd.__main__ import app
+from tccd.cli import model
+from tests.probes.test_resume import make_bank
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    file = tmp_path_factory.mktemp("bank") / "bank.safetensors"
+    make_bank(load("llava-competing")[0]).save(file)
+    return file
+
+
+@pytest.fixture
+def probe(bank, tmp_path):
+    def run(*more, out="out"):
+        args = ["probe", "replacement", "--model", str(path("llava-competing")), "--bank", str(bank)]
+        args += ["--data", "easy-vqa", "--limit", "12", "--layers", "1", "--batch-size", "4"]
+        return CliRunner().invoke(app, [*args, "--out", str(tmp_path / out), *more])
+
+    return run
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Which models were loaded: none, where a refusal is early."""
+    found = []
+    original = model.load_model
+    monkeypatch.setattr(model, "load_model", lambda *args: found.append(args[0]) or original(*args))
+    return found
+
+
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib", "scipy", "statsmodels"])
+def test_a_missing_package_of_the_page_is_told_before_the_run(probe, loads, monkeypatch, tmp_path, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    result = probe()
+    assert result.exit_code == 1
+    assert f"{module} is not installed" in result.stderr
+    assert "tccd[report]" in result.stderr
+    assert loads == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_can_t_be_written_is_told_before_the_run(probe, loads, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = probe(out="file/out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("tccd: could not write ")
+    assert loads == []
+
+
+def test_an_image_token_in_a_prompt_is_refused_before_the_first_forward(probe, tmp_path):
+    result = probe("--prompt", "what is <image> this?")
+    assert result.exit_code == 1
+    assert "the prompt holds '<image>'" in result.stderr
+    assert not (tmp_path / "out" / FOLDER).exists()
+
+
+def test_a_report_that_could_not_be_written_costs_no_answer(probe, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish.os, "rename", full)
+        result = probe()
+    assert result.exit_code == 1
+    assert "disk is full: could not write " in result.stderr
+    assert f"kept in {tmp_path / 'out' / FOLDER}; go on from it with --resume" in result.stderr
+    assert "Traceback" not in result.output
+    assert len(list((tmp_path / "out" / FOLDER).glob("chunk-*"))) == 3
+    assert not (tmp_path / "out" / "report.json").exists()
+
+    from probes import arms
+
+    monkeypatch.setattr(arms, "run_streams", None)  # no forward is needed any more
+    result = probe("--resume")
+    assert result.exit_code == 0, result.output
+    assert (
+        len(json.loads((tmp_path / "out" / "report.json").read_text())["questions"]["llava-competing"]["id"]) == 12
+    )
+    assert not (tmp_path / "out" / FOLDER).exists()
+
+
+def test_a_disk_that_fills_up_while_asking_costs_no_answer(probe, monkeypatch, tmp_path):
+    original = builtins.open
+
+    def full(file, mode="r", *args, **options):
+        if "chunk-00000008" in str(file) and "w" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(file, mode, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", full)
+        result = probe()
+    assert result.exit_code == 1
+    assert "disk is full: could not write " in result.stderr
+    assert "chunk-00000008.json" in result.stderr
+    assert "go on from it with --resume" in result.stderr
+    assert len(list((tmp_path / "out" / FOLDER).glob("chunk-*"))) == 2
+    assert probe("--resume").exit_code == 0
+
+
+def test_the_test_split_is_asked_about(probe, tmp_path):
+    assert probe().exit_code == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["config"]["split"] == "test"
