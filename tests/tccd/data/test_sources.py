@@ -1,5 +1,7 @@
 """Which reader a source gets: folders that `save_to_disk` wrote, and paths that are not there."""
 
+import os
+
 import pytest
 from PIL import Image
 
@@ -110,3 +112,21 @@ def test_what_may_be_a_data_set_says_both(monkeypatch, tmp_path):
 def test_an_empty_source_is_not_the_current_folder(source):
     with pytest.raises(DataError, match="the data source is empty; expected easy-vqa"):
         load_samples(source)
+
+
+def test_a_folder_with_a_pipe_and_a_folder_that_are_called_images(tmp_path):
+    """A pipe would be waited for without end."""
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").mkdir()
+    (tmp_path / "d.png").symlink_to(tmp_path / "gone.png")
+    a, d = load_samples(str(tmp_path))
+    assert (a.id, d.id) == ("a.png", "d.png")
+    with pytest.raises(DataError, match=r"^sample d\.png: can't read image"):
+        _ = d.image
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", "\udcff"])
+def test_a_prompt_that_is_no_text(prompt):
+    with pytest.raises(DataError, match=r"prompt is str '.*'; expected a question about the image"):
+        load_samples("easy-vqa", prompt=prompt)
