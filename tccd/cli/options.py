@@ -73,8 +73,8 @@ Data = Annotated[
         "--data",
         metavar="SOURCE",
         help="easy-vqa, digits, a benchmark (blink, mmvp, cv-bench, pope, scienceqa-img, medblink), a folder of "
-        "images, of parquet files or as datasets.save_to_disk writes it, a .jsonl manifest (image, prompt, answer, "
-        "choices), or a data-set id on the hub as owner/name or owner/name:configuration (streamed).",
+        "images, of parquet files or as datasets.save_to_disk writes it, a .jsonl manifest (image, prompt, "
+        "answer, choices), or a data-set id on the hub as owner/name or owner/name:configuration (streamed).",
         rich_help_panel=_DATA,
     ),
 ]
