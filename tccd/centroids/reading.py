@@ -97,7 +97,7 @@ class Reader:
             DataError: a prompt with its picture is longer than the model's context.
             ModalityError: the vision positions of a prompt can't be told.
         """
-        model = self._decoder.model
+        model: Any = self._decoder.model
         encoded = encode(self._processor, [[picture] for picture in pictures], self._how.prompts(batch))
         inputs = {
             name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)

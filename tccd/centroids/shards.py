@@ -86,7 +86,7 @@ def _checksum(content: dict[str, Any], rows: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(rows):
         digest.update(f"{name} {rows[name].dtype} {tuple(rows[name].shape)}".encode())
-        digest.update(rows[name].contiguous().view(torch.uint8).numpy())
+        digest.update(rows[name].contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
