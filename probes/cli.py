@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from tccd.cli.options import (
     DataRevision,
     Device,
     DType,
+    FittedOn,
     Model,
     Precision,
     Revision,
@@ -128,6 +130,7 @@ def replacement(
     split: Split = None,
     data_revision: DataRevision = None,
     column: Columns = None,
+    fitted_on: FittedOn = None,
     revision: Revision = None,
     device: Device = "auto",
     dtype: Precision = DType.auto,
@@ -139,14 +142,32 @@ def replacement(
 
     \b
     Writes report.json, a self-contained report.html and CSV tables. With
-    --json, prints the report's models, cells, controls, TCCD cells, protocols
-    and ratio. Beside a model's accuracy stands that with the image withheld.
+    --json, prints the report's models, data, warnings, cells, controls, TCCD
+    cells, protocols and ratio. Beside a model's accuracy stands that with the
+    image withheld.
 
     \b
     Choices are scored by the next token, and so are open answers where each
     is one token; else all open ones are generated and matched but for case,
     punctuation and articles. What is done is kept in DIR/unfinished until the
     report is written, for --resume.
+
+    \b
+    What is printed, in points of 100 questions unless it says otherwise:
+      accuracy         right answers; image withheld: the same model shown a
+                       grey image; majority: each question's most frequent
+                       answer
+      Accuracy         right answers after the erasure, or with TCCD
+      Cost             accuracy lost by the erasure: clean less erased
+      Gain             accuracy won by TCCD over plain decoding
+      95 % interval    of that cost or gain, as wide as questions that share
+                       a picture or a wording make it
+      p (Holm)         chance of so large a change where there is none,
+                       adjusted for all rows of the table
+      K, n             centroids; questions
+      mean gain        over tasks: fixed, one setting chosen in advance; cv,
+                       each task's chosen on the others; best, an upper bound
+      pictures         distinct images by content; copies are one picture
 
     \b
     Examples:
@@ -206,6 +227,7 @@ def replacement(
             banks,
             grid,
             batch_size=batch_size,
+            fitted_on=fitted_on,
             journal=out / FOLDER,
             resume=resume,
             progress=partial(report, "ask"),
@@ -238,14 +260,20 @@ def replacement(
 @contextmanager
 def _going_on(journal: Path) -> Iterator[None]:
     """Lets an error of writing say how to go on from what is kept."""
+    from probes.journal import begun
+    from tccd.atomic import unwritable
+
     try:
         yield
     except OSError as error:
-        if not journal.exists():
+        if not isinstance(error, WriteError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        kept = f"What was answered so far is kept in {journal}; go on from it with --resume"
-        told = WriteError(error.errno, f"{error}. {kept}")
-        told.filename = error.filename or str(journal)
+        place = Path(error.filename or journal.parent)
+        told = error if isinstance(error, WriteError) else unwritable(place, error)
+        if begun(journal):
+            kept = f"What was answered so far is kept in {journal}; go on from it with --resume"
+            told = WriteError(error.errno, f"{told}. {kept}")
+            told.filename = str(place)
         raise told from error
 
 

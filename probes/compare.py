@@ -87,6 +87,7 @@ def _append(merged: dict[str, Any], result: Result) -> None:
     merged["cells"] += [dict(cell) for cell in result["cells"]]
     parts: dict[str, list[dict[str, Any]]] = {
         "tccd_cells": [dict(cell) for cell in result.get("tccd_cells") or ()],
+        "warnings": [dict(warning) for warning in result.get("warnings") or ()],
         "controls": [_shifted(control, ("cell", "against"), cells) for control in result.get("controls") or ()],
         "examples": [
             dict(example) | {"erased": [_shifted(e, ("cell",), cells) for e in example.get("erased") or ()]}
@@ -96,7 +97,7 @@ def _append(merged: dict[str, Any], result: Result) -> None:
     for part, rows in parts.items():
         if rows:
             merged.setdefault(part, []).extend(rows)
-    for part in ("ratio", "tccd", "questions", "items"):
+    for part in ("ratio", "tccd", "questions", "items", "data"):
         if result.get(part):
             merged.setdefault(part, {}).update(result[part])
     for model, protocols in (result.get("protocols") or {}).items():
