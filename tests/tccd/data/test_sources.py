@@ -1,7 +1,9 @@
 """Which reader a source gets: folders that `save_to_disk` wrote, and paths that are not there."""
 
+import io
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -64,6 +66,26 @@ def test_a_damaged_saved_table(saved):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match=r"can't open '.*saved' as a folder of data files: \w+"):
         load_samples(str(saved), split="train")
+
+
+def test_pictures_of_tables_show_what_they_hold(tmp_path):
+    sixteen = Image.fromarray(np.full((4, 4), 0x8080, dtype=np.uint16))
+    still, moved = Image.new("RGBA", (4, 4), (0, 0, 0, 0)), io.BytesIO()
+    Image.new("L", (4, 4)).save(moved, "GIF", save_all=True, append_images=[Image.new("L", (4, 4), 255)])
+    made = datasets.Dataset.from_dict(
+        {"image": [sixteen, still, {"bytes": moved.getvalue(), "path": None}], "question": list("abc")},
+        features=datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")}),
+    )
+    made.save_to_disk(tmp_path / "saved")
+    made.to_parquet(tmp_path / "files" / "data.parquet")
+    for folder in ("saved", "files"):
+        one, two, three = load_samples(str(tmp_path / folder))
+        assert one.image.getcolors() == [(16, (128, 128, 128))]
+        assert two.image.getcolors() == [(16, (255, 255, 255))]
+        with pytest.raises(
+            DataError, match=rf"^sample {three.id}: image of .*row 2 is an animation, or .* of 2 frames"
+        ):
+            _ = three.image
 
 
 # --- paths that are not there --------------------------------------------------------------------------------
