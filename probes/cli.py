@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -179,21 +179,16 @@ def replacement(
     """
     choice = parse_layers("all" if layers is None else layers)
     columns = parse_columns(column)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; expected a folder for report.json and report.html")
+    _check_out(out)
 
     from probes.grid import Grid, held_layers
     from probes.journal import FOLDER, discard
     from probes.replacement import run
-    from probes.report.data import told
-    from probes.report.files import JSON, check_tools, write_report
-    from tccd.atomic import check_writable
+    from probes.report.files import write_report
     from tccd.centroids.bank import CentroidBank
     from tccd.cli.model import load_model
     from tccd.data import load_samples
     from tccd.locking import locked
-
-    check_tools()
 
     banks = {name: CentroidBank.load(file) for name, file in _names(bank).items()}
     grid = Grid(
@@ -207,7 +202,6 @@ def replacement(
         controls=controls,
         seed=seed,
     )
-    check_writable(out / JSON)
     with locked(out, "tccd probe replacement"), _going_on(out / FOLDER), progress() as report:
         samples = load_samples(
             data,
@@ -247,14 +241,31 @@ def replacement(
         }
         files = write_report(result, out, held=True)
         discard(out / FOLDER)
+    _tell(result, files, as_json)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse, before any work, a place or an installation in which no report can be written."""
+    from probes.report.files import JSON, check_tools
+    from tccd.atomic import check_writable
+
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; expected a folder for report.json and report.html")
+    check_tools()
+    check_writable(out / JSON)
+
+
+def _tell(result: Mapping[str, Any], files: Sequence[Path], as_json: bool) -> None:
+    from probes.report.data import told
+
     if as_json:
         parts = ("models", "data", "warnings", "cells", "controls", "ratio", "tccd_cells", "protocols")
         shown = {part: result[part] for part in parts if part in result}
         print_json(shown | {"files": [str(file) for file in files]})
-    else:
-        show(result, files)
-        for sentence in told(result):
-            output().print(sentence, markup=False, soft_wrap=True)
+        return
+    show(result, files)
+    for sentence in told(result):
+        output().print(sentence, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -34,16 +34,20 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         result = json.loads(read_newest(file))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not JSON ({error}); expected the report.json of `tccd probe`") from error
+        raise DataError(
+            f"{file} is not JSON ({error!s:.200}); expected the report.json of `tccd probe`"
+        ) from error
     found = result.get("schema") if isinstance(result, dict) else None
     if found != SCHEMA:
         raise ConfigError(
-            f"{file} is a report of schema {found!r}; expected {SCHEMA!r}: measure it anew with this version"
+            f"{file} is a report of schema {found!r:.200}; expected {SCHEMA!r}: measure it anew with this version"
         )
     try:
         validate(result)
     except TCCDError as error:
         raise type(error)(f"{file}: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{file} is nested too deep to be the report.json of `tccd probe`") from error
     return result
 
 
