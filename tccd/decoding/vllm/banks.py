@@ -50,6 +50,24 @@ class Banks:
         names = self.names if name is None else (name,)
         return tuple(sorted({layer for n in names for layer in self._banks[n].layers("text")}))
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """By name, a hash of the bank's text centroids at all their layers."""
+        return {name: self._whole(name) for name in self.names}
+
+    @lru_cache(maxsize=64)  # noqa: B019 - one object a process
+    def _whole(self, name: str) -> str:
+        parts = [f"{layer}:{self.digest(name, layer)}" for layer in self.layers(name)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    def describe(self) -> str:
+        """One line: names, layers and digests."""
+        return "; ".join(
+            f"bank {name!r} of {self[name].model.model_id} with text centroids at layers "
+            f"{', '.join(map(str, self.layers(name)))} (digest {digest[:12]})"
+            for name, digest in self.digests.items()
+        )
+
     @lru_cache(maxsize=64)  # noqa: B019 - one object a process
     def digest(self, name: str, layer: int) -> str:
         """Hash of the text centroids of one bank at one layer: what a cached state depends on."""
@@ -69,7 +87,13 @@ def parse(value: str) -> dict[str, str]:
         name, equals, file = part.partition("=")
         if not equals:
             name, file = "default", part
-        if not file or not _NAME.fullmatch(name) or (not equals and len(parts) > 1):
+        if not equals and part and len(parts) > 1:
+            raise ConfigError(
+                f"{VARIABLE} is {value!r}: a comma parts one bank from the next, and {part!r} has no name. For "
+                "several banks, write name=file,name=file. If the comma is part of a path, rename the file, or "
+                "make a link to it"
+            )
+        if not file or not _NAME.fullmatch(name):
             raise ConfigError(f"{VARIABLE} is {value!r}; expected a file, or name=file,name=file")
         if name in files:
             raise ConfigError(f"{VARIABLE} is {value!r}, which names {name!r} twice")

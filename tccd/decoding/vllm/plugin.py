@@ -2,73 +2,50 @@
 
 from __future__ import annotations
 
-import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tccd.decoding.vllm import banks
+from tccd.decoding.vllm import banks, joints
 from tccd.errors import TCCDError
+
+_announced = False
 
 
 def register() -> None:
-    """`vllm.general_plugins`: put the erased stream into vLLM, if the operator named a bank; else do nothing.
+    """`vllm.general_plugins`: put the erased stream into vLLM if the operator named a bank, and watch the door.
+
+    Without a bank, all that is added is the refusal of requests that ask for TCCD.
 
     Raises:
         TCCDError: vLLM is of another release than was tested, or a bank can't be read.
     """
-    if not banks.enabled():
-        return
     import vllm
 
     from tccd.decoding.vllm import refusals
 
+    if not banks.enabled():
+        if refusals.is_tested(vllm.__version__):
+            _wrap_configuration()
+        return
     try:
         refusals.check_version(vllm.__version__)
         banks.loaded()
     except TCCDError as error:
         _stop(error)
 
+    from vllm.v1.core.sched.scheduler import Scheduler
+
     from tccd.decoding.vllm import admission, metrics, runners
 
     admission.install()
     metrics.install()
     runners.install()
-    _check_early()
-
-
-def _check_early() -> None:
-    """Check every engine's configuration: in the front end before any process starts, and in the engine.
-
-    The engine's own start is under way when it loads plugins, so its scheduler's is taken.
-    """
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    from tccd.decoding.vllm import admission
-
-    if getattr(EngineArgs.create_engine_config, "tccd", False):
-        return
-    create, start = EngineArgs.create_engine_config, Scheduler.__init__
-
-    @functools.wraps(create)
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        config = create(self, *args, **kwargs)
-        try:
-            check(config)
-        except TCCDError as error:
-            _stop(error)
-        admission.install_http()
-        return config
-
-    @functools.wraps(start)
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        check(vllm_config)
-        start(self, vllm_config, *args, **kwargs)
-
-    create_engine_config.tccd = True  # type: ignore[attr-defined]
-    EngineArgs.create_engine_config = create_engine_config
-    Scheduler.__init__ = __init__
+    _wrap_configuration()
+    # The engine's own start is under way when it loads plugins, so its scheduler's is taken.
+    joints.wrap(Scheduler, "__init__", _start_scheduler)
+    joints.complete()
 
 
 def check(config: Any) -> None:
@@ -84,6 +61,46 @@ def check(config: Any) -> None:
     refusals.check_config(config)
     refusals.check_banks(banks.loaded(), refusals.identity(config))
     admission.set_vision_ids(vision_token_ids(config.model_config.hf_config))
+
+
+def _wrap_configuration() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    joints.wrap(EngineArgs, "create_engine_config", _create_engine_config)
+
+
+def _create_engine_config(original: Callable, arguments: Any, *args: Any, **kwargs: Any) -> Any:
+    """The front end, before any other process starts."""
+    from tccd.decoding.vllm import guard, promise
+
+    config = original(arguments, *args, **kwargs)
+    if joints.installed():
+        try:
+            check(config)
+        except TCCDError as error:
+            _stop(error)
+        promise.make(config)
+        _announce()
+    guard.install()
+    return config
+
+
+def _start_scheduler(original: Callable, scheduler: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    from tccd.decoding.vllm import promise
+
+    promise.check(vllm_config)
+    check(vllm_config)
+    original(scheduler, vllm_config, *args, **kwargs)
+
+
+def _announce() -> None:
+    """One line in a server's log."""
+    global _announced
+    if not _announced:
+        from vllm.logger import init_logger
+
+        init_logger("vllm.plugins.tccd").info("TCCD is on: %s", banks.loaded().describe())
+        _announced = True
 
 
 def _stop(error: TCCDError) -> NoReturn:

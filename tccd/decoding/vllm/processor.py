@@ -1,18 +1,18 @@
-"""Validation at admission, through the processor interface of both model runners.
+"""What vLLM loads whatever `VLLM_PLUGINS` says: a logits processor that changes no logits, and watches.
 
-The contrast itself happens before any processor, where both streams' states are; this class changes no logits.
+In the front end it refuses `tccd_*` parameters that this engine can't decode; in a worker it stops the start where
+the hooks or the banks of the engine's configuration are missing.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
-from tccd.decoding.vllm import banks
-from tccd.decoding.vllm.settings import asked, settings
-from tccd.errors import TCCDError
+from tccd.decoding.vllm import guard, promise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,29 +20,27 @@ if TYPE_CHECKING:
 
 
 class TCCDProcessor(V1LogitsProcessor, V2LogitsProcessor):
-    """Refuses bad `tccd_*` parameters, with HTTP 400 in a server; satisfies the loaders of both runners."""
+    """Refuses what would be decoded plainly; satisfies the loaders of both runners.
+
+    Args:
+        vllm_config: the engine's configuration, in a worker.
+        args: V1 passes (device, pin_memory), V2 (request states).
+
+    Raises:
+        TCCDError: this worker lacks the hooks or the banks that the configuration promises.
+    """
 
     def __init__(self, vllm_config: Any, *args: Any) -> None:
-        """V1 passes (config, device, pin_memory), V2 (config, request states)."""
+        promise.check(vllm_config)
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Check a request's `tccd_*` parameters.
 
         Raises:
-            ValueError: they are malformed, or this engine has no bank.
+            VLLMValidationError: they are malformed, or this engine runs without TCCD.
         """
-        wanted = asked(sampling_params.extra_args)
-        if not wanted:
-            return
-        if not banks.enabled():
-            raise ValueError(
-                f"{', '.join(wanted)}: this engine runs without TCCD; its operator turns it on by {banks.VARIABLE}"
-            )
-        try:
-            settings(wanted, banks.loaded())
-        except TCCDError as error:
-            raise ValueError(str(error)) from error
+        guard.wanted(sampling_params.extra_args)
 
     def is_argmax_invariant(self) -> bool:
         """True: V1 may skip this processor."""
@@ -58,3 +56,7 @@ class TCCDProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """The logits, as they are."""
         return logits
+
+
+if "vllm.v1.engine.input_processor" in sys.modules:  # a front end, whose general plugin may have been left out
+    guard.install()

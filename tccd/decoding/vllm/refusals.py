@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from tccd.decoder import ModelIdentity
+from tccd.decoding.vllm import weights
 from tccd.decoding.vllm.banks import Banks
-from tccd.errors import ConfigError, ModalityError, TCCDError, UnsupportedModelError
+from tccd.errors import BankMismatchError, ConfigError, ModalityError, TCCDError, UnsupportedModelError
 from tccd.modality import vision_token_ids
 
 #: Releases of vLLM that the tests ran on, as (first, first that is too new).
@@ -22,12 +23,17 @@ def check_version(found: str) -> None:
     Raises:
         ConfigError: it is not; names the range.
     """
-    release = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdigit())
-    if not TESTED[0] <= release < TESTED[1]:
+    if not is_tested(found):
         low, high = (".".join(map(str, v)) for v in TESTED)
         raise ConfigError(
             f"TCCD was tested with vLLM >={low},<{high}, found {found}: install one of these. {_WITHOUT}"
         )
+
+
+def is_tested(found: str) -> bool:
+    """Whether a release of vLLM was tested."""
+    release = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdigit())
+    return TESTED[0] <= release < TESTED[1]
 
 
 def check_config(config: Any) -> None:
@@ -73,6 +79,7 @@ def check_config(config: Any) -> None:
         and not _is_default(config.scheduler_config.scheduler_cls),
         "mixtures of experts": model.is_moe,
         "text-only models": not model.is_multimodal_model,
+        "vLLM's Rust front end": os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"),
     }
     found = [name for name, there in untested.items() if there]
     if found:
@@ -84,7 +91,7 @@ def check_config(config: Any) -> None:
 
 
 def identity(config: Any) -> ModelIdentity:
-    """What is known of the model before its weights are."""
+    """What is known of the model before its weights are loaded."""
     model = config.model_config
     local = os.path.isdir(model.model)
     return ModelIdentity(
@@ -94,6 +101,7 @@ def identity(config: Any) -> ModelIdentity:
         hidden_size=model.get_hidden_size(),
         num_layers=model.get_total_num_hidden_layers(),
         fingerprint=None,
+        embedding=weights.embedding(checkpoint) if (checkpoint := weights.folder(model)) else None,
     )
 
 
@@ -102,16 +110,22 @@ def check_banks(banks: Banks, model: ModelIdentity) -> None:
 
     Args:
         banks: the operator's banks.
-        model: without `embedding` before the weights are read: a local folder's name alone then says nothing.
+        model: without `embedding` where the weights were not read yet.
 
     Raises:
         BankMismatchError: one does not; says which and why.
     """
     for name in banks.names:
         bank = banks[name]
-        early = not model.embedding and not model.revision and bank.model.embedding
+        if bank.model.model_type != model.model_type:
+            raise BankMismatchError(
+                f"bank {name!r}: the bank was fitted for another model (kind: bank {bank.model.model_type!r}, "
+                f"model {model.model_type!r}). Serve the model it was fitted for, or fit a bank for this one "
+                "(tccd fit)"
+            )
+        labels_decide = not bank.model.embedding
         try:
-            bank.check(replace(model, model_id=bank.model.model_id) if early else model)
+            bank.check(model if labels_decide else replace(model, model_id=bank.model.model_id, revision=None))
         except TCCDError as error:
             raise type(error)(f"bank {name!r}: {error}") from error
 

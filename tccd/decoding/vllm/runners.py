@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tccd.decoding.vllm import banks
+from tccd.decoding.vllm import banks, joints
 from tccd.decoding.vllm.batch import Chunk, Plan, Request, plan
 from tccd.decoding.vllm.settings import settings, tail_start
 from tccd.decoding.vllm.stream import ErasedStream
@@ -109,28 +109,15 @@ def install() -> None:
 
     for runner in (V1, CPUModelRunner, v2.GPUModelRunner):
         if "load_model" in vars(runner):
-            _wrap(runner, "load_model", _load_model)
+            joints.wrap(runner, "load_model", _load_model)
     for runner in (V1, v2.GPUModelRunner):
-        _wrap(runner, "execute_model", _execute_model)
-        _wrap(runner, "profile_run", _profile_run)
-        _wrap(runner, "reload_weights", _reload_weights)
-        _wrap(runner, "shutdown", _shutdown)
-    _wrap(V1, "_model_forward", _v1_forward)
-    _wrap(v2.GPUModelRunner, "prepare_attn", _v2_prepare_attn)
-    _wrap(v2, "dispatch_cg_and_sync_dp", _v2_dispatch)
-
-
-def _wrap(owner: Any, name: str, around: Callable) -> None:
-    original = getattr(owner, name)
-    if getattr(original, "tccd", False):
-        return
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return around(original, *args, **kwargs)
-
-    wrapper.tccd = True  # type: ignore[attr-defined]
-    setattr(owner, name, wrapper)
+        joints.wrap(runner, "execute_model", _execute_model)
+        joints.wrap(runner, "profile_run", _profile_run)
+        joints.wrap(runner, "reload_weights", _reload_weights)
+        joints.wrap(runner, "shutdown", _shutdown)
+    joints.wrap(V1, "_model_forward", _v1_forward)
+    joints.wrap(v2.GPUModelRunner, "prepare_attn", _v2_prepare_attn)
+    joints.wrap(v2, "dispatch_cg_and_sync_dp", _v2_dispatch)
 
 
 def _load_model(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:

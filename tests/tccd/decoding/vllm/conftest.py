@@ -140,3 +140,14 @@ def engine(request: pytest.FixtureRequest, checkpoint: Any) -> Iterator[Running]
     host = start(served, **options)
     yield Running(request.param, host, served)
     host.close()
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Any) -> Iterator[Any]:
+    """A server of `llava-competing` with a bank."""
+    pytest.importorskip("vllm")
+    from tests.tccd.decoding.vllm.serving import serving
+
+    served = checkpoint("llava")
+    with serving(served.folder, SMALL, TCCD_BANK=str(served.file)) as found:
+        yield found

@@ -65,7 +65,11 @@ class Host:
             listener._listener._socket.settimeout(120)  # type: ignore[attr-defined]
             self._connection = listener.accept()
         self._connection.send((str(model), llm))
-        self._answer()
+        try:
+            self._answer()
+        except RuntimeError as error:
+            self.close()
+            raise RuntimeError(f"{error}\n{self.log()}") from None
 
     def run(self, function: Callable, *args: Any) -> Any:
         """`function(llm, *args)` in the engine's process; raises what it raised."""
@@ -100,6 +104,10 @@ def _serve(address: str) -> None:
         import tests.environment.vllm_v2_on_cpu  # noqa: F401 - before vLLM
     if os.environ.get("TCCD_TEST_ABSENT"):
         _hide()
+    if os.environ.get("TCCD_TEST_CORE"):
+        from tests.tccd.decoding.vllm.elsewhere import core_elsewhere
+
+        core_elsewhere()
     connection = Client(address, "AF_UNIX")
     model, options = connection.recv()
     from vllm import LLM

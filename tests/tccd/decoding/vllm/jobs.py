@@ -149,6 +149,18 @@ def cache_blocks(llm: Any) -> int:
     return int(llm.llm_engine.vllm_config.cache_config.num_gpu_blocks)
 
 
+def from_file(llm: Any, body: dict[str, Any]) -> None:
+    """What `vllm run-batch` does first with a line of its file; nothing of HTTP has seen it."""
+    import asyncio
+
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
+    from vllm.entrypoints.serve.engine.serving import BaseServing
+
+    serving = BaseServing(OpenAIModelRegistry(llm.model_config, []), llm.model_config)
+    asyncio.run(serving._check_model(ChatCompletionRequest.model_validate(body)))
+
+
 def metrics(llm: Any) -> dict[str, float]:
     """Our counters."""
     from prometheus_client import REGISTRY

@@ -41,6 +41,22 @@ def test_parameters_without_a_bank_are_refused_and_not_ignored(engines):
         hosts["off"].run(jobs.generate, [served.ask(7, extra=on())])
 
 
+@pytest.mark.parametrize("name", ["off", "idle"])
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"tccd_layer": 2}, "put them under 'vllm_xargs'"),
+        ({"extra_body": {"vllm_xargs": {"tccd_layer": 2}}}, "extra_body.vllm_xargs.tccd_layer"),
+        ({"vllm_xargs": {"tccd-layer": 2}}, "tccd-layer"),
+        ({"vllm_xargs": {"tccd_layer": 2}, "use_beam_search": True}, "beam search"),
+    ],
+)
+def test_requests_from_a_file_are_checked_too(engines, name, more, said):
+    body = {"model": "", "messages": [{"role": "user", "content": "what"}]} | more
+    with pytest.raises(RuntimeError, match=f"VLLMValidationError.*{said}"):
+        engines[1][name].run(jobs.from_file, body)
+
+
 def test_the_second_cache_is_what_the_plugin_costs_in_memory(checkpoint):
     pytest.importorskip("vllm")
     wide = {"num_gpu_blocks_override": None, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}

@@ -7,11 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tccd import CentroidBank
 from tccd.decoding.vllm.refusals import check_version
@@ -117,19 +117,31 @@ class TestConfigurations:
     def test_a_tested_one_is_not(self, refused):
         assert refused["fine"] is None
 
-    def test_a_bank_of_another_size(self, checkpoint, tmp_path):
+    def test_banks_of_other_models(self, checkpoint, tmp_path):
         served = checkpoint("qwen2_5_vl")
-        bank = CentroidBank.from_arrays(tiny("llava", layers=7), {("text", 6): text_centroids()})
-        bank.save(tmp_path / "other.safetensors")
         options = {"model": str(served.folder), "dtype": "float32", "max_model_len": 256}
-        found = configure(tmp_path / "other.safetensors", {"x": options})["x"]
-        assert found is not None
-        assert "bank 'default': the bank was fitted for another model (number of layers: bank 7, model 5" in found
+        for other, said in (
+            (tiny("llava", layers=5), "kind: bank 'llava', model 'qwen2_5_vl'"),
+            (tiny("qwen2_5_vl", layers=7), "number of layers: bank 7, model 5"),
+        ):
+            CentroidBank.from_arrays(other, {("text", 2): text_centroids()}).save(tmp_path / "other.safetensors")
+            found = configure(tmp_path / "other.safetensors", {"x": options})["x"]
+            assert found is not None
+            assert "bank 'default': the bank was fitted for another model" in found
+            assert said in found
 
-    def test_the_command_line_gets_one_clear_line(self, checkpoint, tmp_path):
+    def test_a_label_does_not_decide_where_weights_do(self, checkpoint, tmp_path):
         served = checkpoint("qwen2_5_vl")
-        bank = CentroidBank.from_arrays(tiny("llava", layers=7), {("text", 6): text_centroids()})
-        bank.save(tmp_path / "other.safetensors")
+        model = replace(served.bank.model, model_id="somebody/copy", revision="0" * 40)
+        file = tmp_path / "bank.safetensors"
+        CentroidBank.from_arrays(model, {("text", 2): text_centroids()}).save(file)
+        options = {"model": str(served.folder), "dtype": "float32", "max_model_len": 256}
+        assert configure(file, {"x": options})["x"] is None
+
+    def test_the_command_line_gets_one_clear_line_and_no_engine(self, checkpoint, tmp_path):
+        served = checkpoint("qwen2_5_vl")
+        other = tiny("qwen2_5_vl", seed=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+        CentroidBank.from_arrays(other, {("text", 2): text_centroids()}).save(tmp_path / "other.safetensors")
         for value, expected in (
             (str(tmp_path / "other.safetensors"), "tccd: bank 'default': the bank was fitted for another model"),
             (str(tmp_path / "none.safetensors"), "tccd: TCCD_BANK, bank 'default':"),
@@ -144,17 +156,29 @@ class TestConfigurations:
             )
             assert done.returncode == 1
             assert "Traceback" not in done.stderr
+            assert "Initializing a V1 LLM engine" not in done.stdout + done.stderr  # nothing was loaded
             assert done.stderr.strip().splitlines()[-1].startswith(expected)
 
-    def test_other_weights_of_the_same_shape_stop_the_engine(self, checkpoint, tmp_path):
-        from tests.tccd.decoding.vllm.conftest import start
 
-        served = checkpoint("qwen2_5_vl")
-        other = tiny("qwen2_5_vl", seed=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
-        bank = CentroidBank.from_arrays(other, {("text", 2): torch.as_tensor(text_centroids())})
-        bank.save(tmp_path / "other.safetensors")
-        with pytest.raises(RuntimeError, match=r"bank 'default': .*embeddings: bank"):
-            start(served, bank=str(tmp_path / "other.safetensors"))
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3"])
+def test_the_fingerprint_on_disk_is_that_of_the_loaded_model(tmp_path, family):
+    from tccd.decoder import identify
+    from tccd.decoding.vllm.weights import embedding
+
+    model = tiny(family)
+    model.save_pretrained(tmp_path)
+    assert embedding(tmp_path) == identify(model).embedding is not None
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    assert (tmp_path / "shards" / "model.safetensors.index.json").is_file()
+    assert embedding(tmp_path / "shards") == identify(model).embedding
+
+
+def test_a_checkpoint_that_cannot_be_read_early_is_left_for_later(tmp_path):
+    from tccd.decoding.vllm.weights import embedding
+
+    assert embedding(tmp_path) is None
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    assert embedding(tmp_path) is None
 
 
 @pytest.mark.parametrize("found", ["0.31.9", "0.33.0", "1.0", "0.32.0rc1.dev3", "0.32.1+cpu"])

@@ -5,27 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import os
 import random
 import re
-import socket
-import subprocess
-import tempfile
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tccd.decoding.vllm.conftest import SMALL
-from tests.tccd.decoding.vllm.host import ROOT
-from tests.tccd.decoding.vllm.test_refusals import environment, serve
+from tests.tccd.decoding.vllm.serving import MODEL
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 REQUESTS, AT_ONCE = 240, 16
-MODEL = "served"
 XARGS: list[dict[str, Any] | None] = [
     None,
     {"tccd_layer": 2, "tccd_alpha_cd": 1.0, "tccd_alpha_interp": 0.4},
@@ -39,64 +30,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tccd_bank": "../x"}, "tccd_bank is '../x'"),
     ({"tccd_layer": 2, "tccd_alpha_cd": float("nan")}, "nan"),
 ]
-
-
-@dataclass
-class Server:
-    url: str
-    process: subprocess.Popen
-    log: Path
-
-    def resident(self) -> int:
-        """Resident bytes of the server and its children."""
-        children = subprocess.run(
-            ["ps", "-o", "rss=", "--pid", str(self.process.pid), "--ppid", str(self.process.pid)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return sum(1024 * int(line) for line in children.stdout.split())
-
-
-@pytest.fixture(scope="module")
-def server(checkpoint):
-    pytest.importorskip("vllm")
-    served = checkpoint("llava")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, "--enforce-eager"]
-    for name in ("dtype", "max_model_len", "max_num_batched_tokens", "block_size", "max_logprobs"):
-        flags += ["--" + name.replace("_", "-"), str(SMALL[name])]
-    flags += ["--max-num-seqs", "16", "--num-gpu-blocks-override", "64"]
-    command = [*serve(served.folder), *flags]
-    with tempfile.NamedTemporaryFile("w", suffix=".log", delete=False) as log:
-        process = subprocess.Popen(
-            command,
-            env=environment(TCCD_BANK=str(served.file), VLLM_CPU_OMP_THREADS_BIND="nobind"),
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    found = Server(f"http://127.0.0.1:{port}", process, Path(log.name))
-    import urllib.request
-
-    deadline = time.monotonic() + 240
-    while True:
-        assert process.poll() is None, found.log.read_text()[-4000:]
-        assert time.monotonic() < deadline, found.log.read_text()[-4000:]
-        try:
-            urllib.request.urlopen(found.url + "/health", timeout=5)
-            break
-        except OSError:
-            time.sleep(1)
-    yield found
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    os.unlink(found.log)
 
 
 @dataclass(frozen=True)
@@ -221,20 +154,3 @@ def test_a_prompt_without_an_image_gets_400(server):
     with pytest.raises(BadRequestError, match="has no image") as caught:
         client.chat.completions.create(**kind.body(XARGS[1]))
     assert caught.value.status_code == 400
-
-
-def test_not_a_number_in_raw_json_gets_400(server):
-    import urllib.error
-    import urllib.request
-
-    body = (
-        '{"model": "served", "messages": [{"role": "user", "content": "what"}], "max_tokens": 2, '
-        '"vllm_xargs": {"tccd_layer": 2, "tccd_alpha_cd": NaN}}'
-    )
-    request = urllib.request.Request(
-        server.url + "/v1/chat/completions", body.encode(), {"Content-Type": "application/json"}
-    )
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request)
-    assert caught.value.code == 400
-    assert "nan" in caught.value.read().decode().lower()

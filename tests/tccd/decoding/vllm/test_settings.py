@@ -39,6 +39,11 @@ def test_a_bank_by_name():
     assert (found.bank, found.layer, found.config.gate) == ("b", 4, "margin")
 
 
+@pytest.mark.parametrize("key", ["session_id", "top_k", "gate_threshold", "code", "tcp_port", "cd_layers_x"])
+def test_keys_of_others_are_theirs(key):
+    assert settings({key: 1}, BANKS) is None
+
+
 def test_settings_that_do_nothing_are_plain_decoding_but_still_checked():
     assert settings({"tccd_alpha_cd": 0}, BANKS) is None
     assert settings({"tccd_alpha_interp": 1.0}, BANKS) is None
@@ -50,6 +55,17 @@ def test_settings_that_do_nothing_are_plain_decoding_but_still_checked():
     ("extra", "match"),
     [
         ({"tccd_alfa": 1}, "unknown TCCD parameters tccd_alfa; expected some of tccd_alpha_cd"),
+        ({"TCCD_LAYER": 3}, r"unknown TCCD parameters TCCD_LAYER \(did you mean tccd_layer\?\)"),
+        ({"tccd-layer": 3}, "did you mean tccd_layer"),
+        ({"tccdlayer": 3}, "did you mean tccd_layer"),
+        ({"Tccd_layer": 3}, "did you mean tccd_layer"),
+        ({"tccd_apha_cd": 1}, "did you mean tccd_alpha_cd"),
+        ({"tcd_alpha_cd": 1}, "did you mean tccd_alpha_cd"),
+        ({"tccd": {"alpha_cd": 1}}, "unknown TCCD parameters tccd;"),
+        ({"tccd_alpha_cd": True}, r"alpha_cd is True \(bool\)"),
+        ({"tccd_layer": False}, "layer is False"),
+        ({"tccd_gate": "x" * 300}, r"tccd_gate is 'x{199}\.\.\. \(300 characters\)"),
+        ({"tccd_layer": 10**5000}, "tccd_layer is an integer of 16610 bits"),
         ({"tccd_bank": "c"}, "tccd_bank is 'c'; this server has 'a', 'b'"),
         ({"tccd_bank": ["a"]}, "tccd_bank is"),
         ({"tccd_bank": "b"}, r"layers \[1, 4\]; name one as tccd_layer"),
@@ -87,6 +103,11 @@ def test_malformed_lists_of_banks(value):
         parse(value)
 
 
+def test_a_path_with_a_comma_is_explained():
+    with pytest.raises(ConfigError, match=r"'/x/a' has no name.*If the comma is part of a path, rename the file"):
+        parse("/x/a,b/bank.st")
+
+
 def test_a_bank_needs_text_centroids():
     with pytest.raises(BankError, match="no text centroids"):
         Banks({"a": bank(2, modality="vision")})
@@ -98,6 +119,8 @@ def test_the_digest_is_of_the_centroids():
     other = Banks({"x": bank(3), "y": bank(4)})
     assert other.digest("x", 3) == BANKS.digest("a", 3)
     assert other.digest("x", 3) != other.digest("y", 4)
+    assert other.digests["x"] == BANKS.digests["a"] != other.digests["y"]
+    assert BANKS.digests["b"] not in (other.digests["y"], Banks({"x": bank(1)}).digests["x"])
 
 
 def test_implausible_tokens_stay_ranked_far_below_the_others():

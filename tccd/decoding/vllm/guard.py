@@ -1,0 +1,110 @@
+"""The front end, with a bank or without: a TCCD request that can't be decoded is refused before it is rendered.
+
+Rendering notes a prompt's images as sent to the engine; a request that is refused after it would leave them noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tccd.decoding.vllm import admission, banks, http, joints, metrics, promise
+from tccd.decoding.vllm.settings import Settings, asked, listed, settings
+from tccd.errors import TCCDError
+from tccd.modality import vision_token_ids
+
+
+def install() -> None:
+    """Wrap the ways by which requests come in: `LLM`, `AsyncLLM`, the HTTP servers and `vllm run-batch`."""
+    from vllm.entrypoints.common.offline import OfflineInferenceMixin
+    from vllm.entrypoints.launchers import app
+    from vllm.entrypoints.serve.engine.serving import BaseServing
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    joints.wrap(InputProcessor, "process_inputs", _process_inputs)
+    joints.wrap(OfflineInferenceMixin, "_render_and_add_requests", _render_and_add_requests)
+    joints.wrap(BaseServing, "_check_model", _check_model)
+    joints.wrap(app, "init_entrypoints_middleware", _init_middleware)
+
+
+def wanted(extra_args: dict[str, Any] | None) -> Settings | None:
+    """The settings that a request asks for; None for plain decoding.
+
+    Raises:
+        VLLMValidationError: a bad parameter, or this engine runs without TCCD.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    keys = asked(extra_args)
+    if not keys:
+        return None
+    if not banks.enabled():
+        raise VLLMValidationError(
+            f"{listed(keys)}: this engine runs without TCCD; its operator turns it on by {banks.VARIABLE}"
+        )
+    if not joints.installed():
+        raise VLLMValidationError(f"{listed(keys)}: {promise.without_plugin()}")
+    try:
+        return settings(keys, banks.loaded())
+    except TCCDError as error:
+        raise VLLMValidationError(str(error)) from error
+
+
+def _process_inputs(
+    original: Callable, processor: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+) -> Any:
+    extra = getattr(params, "extra_args", None)
+    if not asked(extra):
+        return original(processor, request_id, prompt, params, *args, **kwargs)
+    request = None
+    try:
+        found = wanted(extra)
+        request = original(processor, request_id, prompt, params, *args, **kwargs)
+        if found is not None:
+            admission.check(request, vision_token_ids(processor.model_config.hf_config))
+            metrics.admitted(processor.model_config.served_model_name)
+    except Exception:
+        _forget_images(processor.renderer.mm_processor_cache, prompt, request)
+        raise
+    return request
+
+
+def _render_and_add_requests(original: Callable, llm: Any, prompts: Any, params: Any, **kwargs: Any) -> Any:
+    """`prompts` renders as it is read: all parameters are checked first."""
+    for one in params:
+        wanted(getattr(one, "extra_args", None))
+    return original(llm, prompts, params, **kwargs)
+
+
+async def _check_model(original: Callable, serving: Any, request: Any) -> Any:
+    """A request that comes by a file and not by HTTP has passed no door."""
+    from vllm.exceptions import VLLMValidationError
+
+    extra, xargs = getattr(request, "model_extra", None) or {}, getattr(request, "vllm_xargs", None)
+    beams = {"use_beam_search": True} if getattr(request, "use_beam_search", False) else {}
+    try:
+        http.check_keys(extra | beams | ({"vllm_xargs": xargs} if xargs else {}), ("vllm_xargs",), wanted)
+    except VLLMValidationError:
+        raise
+    except ValueError as error:
+        raise VLLMValidationError(str(error)) from error
+    return await original(serving, request)
+
+
+def _init_middleware(original: Callable, args: Any, app: Any, *more: Any, **kwargs: Any) -> Any:
+    app.add_middleware(http.Door, wanted=wanted)  # the first one added is the innermost: behind the API key
+    return original(args, app, *more, **kwargs)
+
+
+def _forget_images(cache: Any, prompt: Any, request: Any) -> None:
+    """Drop a refused request's images from the front end's shadow of the engine's cache.
+
+    They were noted there when the prompt was rendered, but never reach the engine: the next request with the
+    same image would be sent without it.
+    """
+    hashes = [feature.mm_hash for feature in (request.mm_features or ())] if request is not None else []
+    if isinstance(prompt, dict):
+        hashes += [one for held in (prompt.get("mm_hashes") or {}).values() for one in held]
+    for one in hashes if cache is not None else ():
+        if one is not None:
+            cache.invalidate(one)
