@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 
 from tccd import TCCD, CentroidBank, TCCDConfig
-from tccd.engine.refusals import check_uncompiled
+from tccd.engine.support import check_uncompiled
 from tccd.errors import BankMismatchError, ConfigError, ModalityError, UnsupportedModelError
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, text_bank, text_centroids
 from tests.tccd.decoding.test_modes import Recorder, assert_nothing_left
