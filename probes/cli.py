@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import errno
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,7 @@ from tccd.cli.options import (
     DataRevision,
     Device,
     DType,
+    FittedOn,
     Model,
     Precision,
     Revision,
@@ -128,6 +130,7 @@ def replacement(
     split: Split = None,
     data_revision: DataRevision = None,
     column: Columns = None,
+    fitted_on: FittedOn = None,
     revision: Revision = None,
     device: Device = "auto",
     dtype: Precision = DType.auto,
@@ -139,14 +142,32 @@ def replacement(
 
     \b
     Writes report.json, a self-contained report.html and CSV tables. With
-    --json, prints the report's models, cells, controls, TCCD cells, protocols
-    and ratio. Beside a model's accuracy stands that with the image withheld.
+    --json, prints the report's models, data, warnings, cells, controls, TCCD
+    cells, protocols and ratio. Beside a model's accuracy stands that with the
+    image withheld.
 
     \b
     Choices are scored by the next token, and so are open answers where each
     is one token; else all open ones are generated and matched but for case,
     punctuation and articles. What is done is kept in DIR/unfinished until the
     report is written, for --resume.
+
+    \b
+    What is printed, in points of 100 questions unless it says otherwise:
+      accuracy         right answers; image withheld: the same model shown a
+                       grey image; majority: each question's most frequent
+                       answer
+      Accuracy         right answers after the erasure, or with TCCD
+      Cost             accuracy lost by the erasure: clean less erased
+      Gain             accuracy won by TCCD over plain decoding
+      95 % interval    of that cost or gain, as wide as questions that share
+                       a picture or a wording make it
+      p (Holm)         chance of so large a change where there is none,
+                       adjusted for all rows of the table
+      K, n             centroids; questions
+      mean gain        over tasks: fixed, one setting chosen in advance; cv,
+                       each task's chosen on the others; best, an upper bound
+      pictures         distinct images by content; copies are one picture
 
     \b
     Examples:
@@ -158,21 +179,16 @@ def replacement(
     """
     choice = parse_layers("all" if layers is None else layers)
     columns = parse_columns(column)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; expected a folder for report.json and report.html")
+    _check_out(out)
 
     from probes.grid import Grid, held_layers
     from probes.journal import FOLDER, discard
     from probes.replacement import run
-    from probes.report.data import told
-    from probes.report.files import JSON, check_tools, write_report
-    from tccd.atomic import check_writable
+    from probes.report.files import write_report
     from tccd.centroids.bank import CentroidBank
     from tccd.cli.model import load_model
     from tccd.data import load_samples
     from tccd.locking import locked
-
-    check_tools()
 
     banks = {name: CentroidBank.load(file) for name, file in _names(bank).items()}
     grid = Grid(
@@ -186,7 +202,6 @@ def replacement(
         controls=controls,
         seed=seed,
     )
-    check_writable(out / JSON)
     with locked(out, "tccd probe replacement"), _going_on(out / FOLDER), progress() as report:
         samples = load_samples(
             data,
@@ -206,6 +221,7 @@ def replacement(
             banks,
             grid,
             batch_size=batch_size,
+            fitted_on=fitted_on,
             journal=out / FOLDER,
             resume=resume,
             progress=partial(report, "ask"),
@@ -225,27 +241,50 @@ def replacement(
         }
         files = write_report(result, out, held=True)
         discard(out / FOLDER)
+    _tell(result, files, as_json)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse, before any work, a place or an installation in which no report can be written."""
+    from probes.report.files import JSON, check_tools
+    from tccd.atomic import check_writable
+
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; expected a folder for report.json and report.html")
+    check_tools()
+    check_writable(out / JSON)
+
+
+def _tell(result: Mapping[str, Any], files: Sequence[Path], as_json: bool) -> None:
+    from probes.report.data import told
+
     if as_json:
         parts = ("models", "data", "warnings", "cells", "controls", "ratio", "tccd_cells", "protocols")
         shown = {part: result[part] for part in parts if part in result}
         print_json(shown | {"files": [str(file) for file in files]})
-    else:
-        show(result, files)
-        for sentence in told(result):
-            output().print(sentence, markup=False, soft_wrap=True)
+        return
+    show(result, files)
+    for sentence in told(result):
+        output().print(sentence, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def _going_on(journal: Path) -> Iterator[None]:
     """Lets an error of writing say how to go on from what is kept."""
+    from probes.journal import begun
+    from tccd.atomic import unwritable
+
     try:
         yield
     except OSError as error:
-        if not journal.exists():
+        if not isinstance(error, WriteError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        kept = f"What was answered so far is kept in {journal}; go on from it with --resume"
-        told = WriteError(error.errno, f"{error}. {kept}")
-        told.filename = error.filename or str(journal)
+        place = Path(error.filename or journal.parent)
+        told = error if isinstance(error, WriteError) else unwritable(place, error)
+        if begun(journal):
+            kept = f"What was answered so far is kept in {journal}; go on from it with --resume"
+            told = WriteError(error.errno, f"{told}. {kept}")
+            told.filename = str(place)
         raise told from error
 
 

@@ -34,16 +34,20 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         result = json.loads(read_newest(file))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not JSON ({error}); expected the report.json of `tccd probe`") from error
+        raise DataError(
+            f"{file} is not JSON ({error!s:.200}); expected the report.json of `tccd probe`"
+        ) from error
     found = result.get("schema") if isinstance(result, dict) else None
     if found != SCHEMA:
         raise ConfigError(
-            f"{file} is a report of schema {found!r}; expected {SCHEMA!r}: measure it anew with this version"
+            f"{file} is a report of schema {found!r:.200}; expected {SCHEMA!r}: measure it anew with this version"
         )
     try:
         validate(result)
     except TCCDError as error:
         raise type(error)(f"{file}: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{file} is nested too deep to be the report.json of `tccd probe`") from error
     return result
 
 
@@ -87,6 +91,7 @@ def _append(merged: dict[str, Any], result: Result) -> None:
     merged["cells"] += [dict(cell) for cell in result["cells"]]
     parts: dict[str, list[dict[str, Any]]] = {
         "tccd_cells": [dict(cell) for cell in result.get("tccd_cells") or ()],
+        "warnings": [dict(warning) for warning in result.get("warnings") or ()],
         "controls": [_shifted(control, ("cell", "against"), cells) for control in result.get("controls") or ()],
         "examples": [
             dict(example) | {"erased": [_shifted(e, ("cell",), cells) for e in example.get("erased") or ()]}
@@ -96,7 +101,7 @@ def _append(merged: dict[str, Any], result: Result) -> None:
     for part, rows in parts.items():
         if rows:
             merged.setdefault(part, []).extend(rows)
-    for part in ("ratio", "tccd", "questions", "items"):
+    for part in ("ratio", "tccd", "questions", "items", "data"):
         if result.get(part):
             merged.setdefault(part, {}).update(result[part])
     for model, protocols in (result.get("protocols") or {}).items():

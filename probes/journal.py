@@ -59,7 +59,7 @@ class Journal:
         settings = json.loads(json.dumps(settings))
         self._run = _digest(settings)
         file = folder / _SETTINGS
-        self._began = any(folder.glob(_CHUNKS))
+        self._began = begun(folder)
         if not self._began:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _DOSES).unlink(missing_ok=True)
@@ -145,8 +145,13 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool = Fa
         try:
             yield Journal(folder, settings, resume=resume)
         finally:
-            if not any(folder.glob(_CHUNKS)):
+            if not begun(folder):
                 _remove(folder)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a folder holds the journal of a run that finished a chunk."""
+    return any(folder.glob(_CHUNKS))
 
 
 def discard(folder: Path) -> None:

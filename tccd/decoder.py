@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,8 +125,8 @@ class ModelIdentity:
         hidden_size: width of the residual stream.
         num_layers: number of decoder layers.
         fingerprint: hash of a sample of every weight, rounded to bf16: the same whether a checkpoint
-            is loaded in fp32 or bf16 (in fp16 too, if it was stored so). None where the weights are not
-            readable (quantised or offloaded).
+            is loaded in fp32 or bf16 (in fp16 too, if it was stored so). A quantised model has one of its own.
+            None where the weights are not here (offloaded to the meta device).
         embedding: the same hash of the input embeddings and the final norm alone, which an engine that fuses or
             packs the other weights (vLLM) keeps as they are. None where they are not readable.
     """
@@ -151,9 +151,16 @@ def identify(model: Any) -> ModelIdentity:
         model_type=str(model.config.model_type),
         hidden_size=decoder.hidden_size,
         num_layers=decoder.num_layers,
-        fingerprint=fingerprint(decoder.model.named_parameters()),
+        fingerprint=fingerprint(_weights(decoder.model)),
         embedding=embedding_fingerprint(model.get_input_embeddings(), decoder.norm),
     )
+
+
+def _weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    # Some ways of quantising keep the weights in buffers.
+    if getattr(model.config, "quantization_config", None) is not None:
+        yield from model.named_buffers()
 
 
 def embedding_fingerprint(embedding: nn.Module, norm: nn.Module, rows: int | None = None) -> str | None:
@@ -171,16 +178,26 @@ def embedding_fingerprint(embedding: nn.Module, norm: nn.Module, rows: int | Non
 
 
 def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Hash of a sample of every parameter, with its name; None where one is not readable.
+    """Hash of a sample of every parameter, with its name; None where one is not here (on the meta device).
 
     Sampled and rounded to 8 bits of mantissa: cheap on a 70 B model, and the same for a checkpoint that was
-    loaded in another precision.
+    loaded in another precision. Integers, which quantised weights are, are taken as they are.
     """
     digest = hashlib.sha256()
     for name, parameter in parameters:
-        if parameter.device.type == "meta" or not parameter.is_floating_point():
+        if parameter.device.type == "meta":
             return None
-        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)][:64]
         digest.update(name.encode())
-        digest.update(sample.float().cpu().to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+        digest.update(_sample(parameter))
     return digest.hexdigest()
+
+
+def _sample(parameter: Tensor) -> bytes:
+    try:
+        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)][:64].cpu()
+        if sample.is_floating_point():
+            return sample.float().to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+        return sample.numpy().tobytes()
+    except (NotImplementedError, RuntimeError, TypeError):
+        # A packed tensor that can't be sliced: kind and shape tell it from the weights that it was made of.
+        return f"{type(parameter).__name__} {parameter.dtype} {tuple(parameter.shape)}".encode()

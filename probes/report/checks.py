@@ -25,7 +25,7 @@ def keys(value: Any, where: str, required: dict[str, Check], optional: dict[str,
     mapping(value, where)
     missing = [key for key in required if key not in value]
     if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}; it holds {', '.join(value) or 'nothing'}")
+        raise ConfigError(f"{where} lacks {', '.join(missing)}; it holds {', '.join(value) or 'nothing':.200}")
     for key, check in {**required, **optional}.items():
         if key in value:
             check(value[key], f"{where}.{key}")
@@ -67,7 +67,7 @@ def or_none(check: Check) -> Check:
 def text(value: Any, where: str) -> None:
     """A string."""
     if not isinstance(value, str):
-        raise ConfigError(f"{where} = {value!r}; expected text")
+        raise ConfigError(f"{where} = {value!r:.200}; expected text")
 
 
 def time(value: Any, where: str) -> None:
@@ -76,7 +76,7 @@ def time(value: Any, where: str) -> None:
     try:
         datetime.fromisoformat(value)
     except ValueError as error:
-        raise ConfigError(f"{where} = {value!r}; expected a time such as 2026-01-31T12:00:00") from error
+        raise ConfigError(f"{where} = {value!r:.200}; expected a time such as 2026-01-31T12:00:00") from error
 
 
 def one_of(*allowed: str) -> Check:
@@ -84,7 +84,7 @@ def one_of(*allowed: str) -> Check:
 
     def run(value: Any, where: str) -> None:
         if value not in allowed:
-            raise ConfigError(f"{where} = {value!r}; expected one of {', '.join(allowed)}")
+            raise ConfigError(f"{where} = {value!r:.200}; expected one of {', '.join(allowed)}")
 
     return run
 
@@ -92,7 +92,7 @@ def one_of(*allowed: str) -> Check:
 def truth(value: Any, where: str) -> None:
     """True or false."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{where} = {value!r}; expected true or false")
+        raise ConfigError(f"{where} = {value!r:.200}; expected true or false")
 
 
 def bits(value: Any, where: str) -> None:
@@ -107,9 +107,9 @@ def number(low: float = -math.inf, high: float = math.inf, *, whole: bool = Fals
 
     def run(value: Any, where: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise ConfigError(f"{where} = {value!r}; expected a {'whole ' if whole else ''}number")
+            raise ConfigError(f"{where} = {value!r:.200}; expected a {'whole ' if whole else ''}number")
         if not low <= value <= high:
-            raise DataError(f"{where} = {value!r}; expected {low:g} to {high:g}")
+            raise DataError(f"{where} = {value!r:.200}; expected {low:g} to {high:g}")
 
     return run
 
@@ -117,11 +117,11 @@ def number(low: float = -math.inf, high: float = math.inf, *, whole: bool = Fals
 def interval(value: Any, where: str) -> None:
     """[low, high]."""
     if not isinstance(value, list) or len(value) != 2:
-        raise ConfigError(f"{where} = {value!r}; expected [low, high]")
+        raise ConfigError(f"{where} = {value!r:.200}; expected [low, high]")
     for bound in value:
         number()(bound, where)
     if value[0] > value[1]:
-        raise DataError(f"{where} = {value!r}; expected low <= high")
+        raise DataError(f"{where} = {value!r:.200}; expected low <= high")
 
 
 def image(value: Any, where: str) -> None:
@@ -146,7 +146,7 @@ def differs(key: str, sign: int) -> Check:
         ):
             formula = "accuracy - baseline" if sign > 0 else "baseline - accuracy"
             raise DataError(
-                f"{where}.{key} = {value[key]!r}, but {formula} = "
+                f"{where}.{key} = {value[key]!r:.200}, but {formula} = "
                 f"{sign * (value['accuracy'] - value['baseline']):.4f}"
             )
 
@@ -159,7 +159,7 @@ def correct(value: Any, where: str) -> None:
         value["accuracy"], value["correct"] / value["n"], abs_tol=1e-3
     ):
         raise DataError(
-            f"{where}.accuracy = {value['accuracy']!r}, but {value['correct']} of {value['n']} are correct"
+            f"{where}.accuracy = {value['accuracy']!r:.200}, but {value['correct']} of {value['n']} are correct"
         )
 
 

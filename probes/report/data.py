@@ -17,11 +17,10 @@ def told(result: Mapping[str, Any]) -> list[str]:
     for model, block in blocks.items():
         head = f"{model}: " if len(blocks) > 1 else ""
         found.append(head + " ".join([_counted(block), *_overlaps(block)]))
-    base = result["config"].get("fitted_on")
-    if base and isinstance(base, str):
-        found.append(
-            f"The bank was fitted on {base}, which is not the model measured here: asked for by --fitted-on."
-        )
+    # The config of several reports is one of theirs by source.
+    configs = [result["config"], *(one for one in result["config"].values() if isinstance(one, Mapping))]
+    for base in dict.fromkeys(one["fitted_on"] for one in configs if isinstance(one.get("fitted_on"), str)):
+        found.append(f"The bank was fitted on {base}, another model than this one, as --fitted-on said.")
     return found
 
 

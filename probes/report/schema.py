@@ -82,7 +82,7 @@ def plain(value: Any, where: str = "result") -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise DataError(f"{where} has the key {key!r}; JSON keys are strings")
+                raise DataError(f"{where} has the key {key!r:.200}; JSON keys are strings")
         return {plain(key, where): plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
@@ -101,7 +101,7 @@ def validate(result: Mapping[str, Any]) -> None:
     """
     checks.mapping(result, "result")
     if result.get("schema") != SCHEMA:
-        raise ConfigError(f"result.schema = {result.get('schema')!r}; expected {SCHEMA!r}")
+        raise ConfigError(f"result.schema = {result.get('schema')!r:.200}; expected {SCHEMA!r}")
     result = plain(result)
     checks.keys(result, "result", _RESULT, _RESULT_OPTIONAL)
     if not result["models"]:
@@ -114,7 +114,9 @@ def validate(result: Mapping[str, Any]) -> None:
             name = entry["model"] if isinstance(entry, dict) else entry
             if name not in result["models"]:
                 described = ", ".join(result["models"])
-                raise DataError(f"result.{part} names the model {name!r}; result.models describes {described}")
+                raise DataError(
+                    f"result.{part} names the model {name!r:.200}; result.models describes {described:.200}"
+                )
     _references(result)
 
 

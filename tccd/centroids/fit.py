@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +16,15 @@ import numpy as np
 import torch
 
 from tccd.centroids.bank import CentroidBank
-from tccd.centroids.entry import Entry, Key
-from tccd.centroids.harvest import Layers, check_layers, harvest
-from tccd.centroids.kmeans import Backend, kmeans
+from tccd.centroids.entry import Entry, Key, key_name
+from tccd.centroids.harvest import MANIFEST, Harvest, Layers, check_layers, gather
+from tccd.centroids.kmeans import Backend, check_kmeans, kmeans
+from tccd.centroids.reading import Reading
 from tccd.decoder import find_decoder, identify
 from tccd.errors import ConfigError, FitError
 from tccd.inputs import PAPER_PROMPT
+from tccd.locking import locked
+from tccd.modality import Modality
 
 #: Rows that one k-means keeps in memory unless told otherwise: 3.5 GiB of fp32 at width 3,584.
 MAX_ROWS = 2**18
@@ -74,17 +78,21 @@ def fit_bank(
             say how many were left out. None fits all, in memory.
         data: name of the data source, for the provenance; `samples.source` when None.
         created: time for the provenance, ISO 8601; now when None.
-        work_dir: folder for the harvest, which is kept and resumed there; a temporary one when None.
+        work_dir: folder for the harvest, which is kept and resumed there; a temporary one when None, which is kept
+            after a failure: a note on the error (`__notes__`) names it, to go on with.
         progress: called with a stage ("harvest", or an entry such as "text.12"), steps done, and their
             number, None where it is not known.
 
     Returns:
-        The bank; `save` it.
+        The bank; `save` it, and read its `warnings`.
 
     Raises:
+        BusyError: another run holds `work_dir`.
         ConfigError: a layer or another parameter is out of range.
+        DataError: a prompt can't be asked, or an image can't be read.
         FitError: fewer finite rows than `k`, or `work_dir` holds another harvest.
         MissingExtraError: no k-means backend is installed.
+        WriteError: the disk is full.
 
     Example:
         >>> bank = fit_bank(model, processor, samples, layers={"text": 3}, k=8, prompt=None)
@@ -95,44 +103,23 @@ def fit_bank(
     wanted = check_layers(layers, find_decoder(model))
     if images is not None and (type(images) is not int or images < 1):
         raise ConfigError(f"images is {images!r}; expected a positive integer or None")
-    tensors: dict[Key, torch.Tensor] = {}
-    entries: dict[Key, Entry] = {}
-    place = tempfile.TemporaryDirectory(prefix="tccd-harvest-") if work_dir is None else nullcontext(work_dir)
-    with place as folder:
-        found = harvest(
-            model,
-            processor,
-            choose(samples, images, seed, one_each=prompt is not None),
-            wanted,
-            folder,
-            prompt=prompt,
-            text_tokens=text_tokens,
-            batch_size=batch_size,
-            vision=vision,
-            max_vision_tokens_per_image=max_vision_tokens_per_image,
-            seed=seed,
-            on_batch=None if progress is None else lambda done, total: progress("harvest", done, total),
-        )
-        for modality, at in wanted.items():
-            for layer in at:
-                name = f"{modality}.{layer}"
-                if progress is not None:
-                    progress(name, 0, 1)
-                try:
-                    result = kmeans(found.rows(modality, layer), k, seed, iterations, backend, max_rows)
-                except FitError as error:
-                    raise FitError(f"{name}: {error}") from error
-                tensors[modality, layer] = torch.from_numpy(result.centroids)
-                shared = {f.name: getattr(result, f.name) for f in fields(Entry) if f.name != "k"}
-                entries[modality, layer] = Entry(k=k, **shared)
-                if progress is not None:
-                    progress(name, 1, 1)
+    how = Reading(prompt, text_tokens, batch_size, vision, max_vision_tokens_per_image, seed)
+    check_kmeans(k, seed, iterations, backend, max_rows)
+    chosen = choose(samples, images, seed, one_each=prompt is not None)
+    with harvest_folder(work_dir) as folder, locked(folder, "tccd fit"):
+        on_batch = None if progress is None else lambda done, total: progress("harvest", done, total)
+        found = gather(model, processor, chosen, wanted, folder, how, on_batch, k)
+        tensors: dict[Key, torch.Tensor] = {}
+        entries: dict[Key, Entry] = {}
+        for key in [(modality, layer) for modality, at in wanted.items() for layer in at]:
+            tensors[key], entries[key] = _cluster(found, key, k, seed, iterations, backend, max_rows, progress)
     provenance = {
         "data": data or getattr(samples, "source", None),
         "split": getattr(samples, "split", None),
         "data_revision": getattr(samples, "revision", None),
         "prompt": prompt,
         "images": found.manifest["samples"],
+        "copies": found.manifest["copies"],
         "text_tokens": text_tokens,
         "short_tails": found.manifest["short_tails"],
         "vision": vision,
@@ -141,8 +128,57 @@ def fit_bank(
         "seed": seed,
         "dtype": found.manifest["settings"]["dtype"],
         "created": created or datetime.now(UTC).isoformat(timespec="seconds"),
+        "pictures": found.manifest["pictures"],
     }
     return CentroidBank(model=identify(model), tensors=tensors, entries=entries, provenance=provenance)
+
+
+def _cluster(
+    found: Harvest,
+    key: tuple[Modality, int],
+    k: int,
+    seed: int,
+    iterations: int,
+    backend: Backend,
+    max_rows: int | None,
+    progress: Callable[[str, int, int | None], None] | None,
+) -> tuple[torch.Tensor, Entry]:
+    name = key_name(key)
+    if progress is not None:
+        progress(name, 0, 1)
+    try:
+        result = kmeans(found.rows(*key), k, seed, iterations, backend, max_rows)
+    except FitError as error:
+        raise FitError(f"{name}: {error}") from error
+    if progress is not None:
+        progress(name, 1, 1)
+    shared = {f.name: getattr(result, f.name) for f in fields(Entry) if f.name != "k"}
+    return torch.from_numpy(result.centroids), Entry(k=k, **shared)
+
+
+@contextmanager
+def harvest_folder(work_dir: str | Path | None) -> Iterator[Path]:
+    """The folder of a harvest: the caller's own, or a temporary one that goes when all is well.
+
+    After a failure the hidden states stay, for they may have taken hours: a note on the error says how to go on.
+
+    Args:
+        work_dir: the caller's folder; None for a temporary one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tccd-harvest-")) if work_dir is None else Path(work_dir)
+    try:
+        yield folder
+    except BaseException as error:
+        if (folder / MANIFEST).exists() and any(folder.glob("batch-*.safetensors")):
+            error.add_note(
+                f"The hidden states are kept in {folder}; go on with --work-dir {folder} and the same options, or "
+                "delete it"
+            )
+        elif work_dir is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if work_dir is None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def choose(samples: Iterable[Any], images: int | None, seed: int, one_each: bool = False) -> Iterable[Any]:

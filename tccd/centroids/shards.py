@@ -1,19 +1,46 @@
-"""Rows of a harvest on disk: one safetensors shard a batch, read in parts."""
+"""Rows of a harvest on disk: one safetensors shard a batch, with a checksum, read in parts."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tccd.atomic import write_atomic
+from tccd.centroids.bankfile import typed
 from tccd.errors import FitError
 
 _KEY = "tccd_shard"
+_AGAIN = "delete it, and the harvest makes it again"
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a shard says of itself.
+
+    Attributes:
+        settings: digest of the harvest's settings.
+        samples: digest of the batch's ids and prompts.
+        first: id of its first sample.
+        pictures: digests of its pictures, in order.
+        short_tails: prompts with fewer text tokens after the image than asked for.
+        rows: number of rows by name such as `text.12`.
+    """
+
+    settings: str
+    samples: str
+    first: str
+    pictures: list
+    short_tails: int
+    rows: dict
 
 
 def shard_path(folder: Path, batch: int) -> Path:
@@ -21,22 +48,46 @@ def shard_path(folder: Path, batch: int) -> Path:
     return folder / f"batch-{batch:06d}.safetensors"
 
 
-def write_shard(path: Path, rows: dict[str, Tensor], note: dict[str, object]) -> None:
-    """Write one batch's rows, by name such as `text.12`, and a note of JSON values; whole or not at all."""
-    write_atomic(path, save_safetensors(rows, {_KEY: json.dumps(note, sort_keys=True)}))
-
-
-def read_note(path: Path) -> dict[str, object]:
-    """The note of a shard.
+def write_shard(path: Path, rows: dict[str, Tensor], note: Note) -> None:
+    """Write one batch's rows, by name such as `text.12`, and its note; whole or not at all.
 
     Raises:
-        FitError: the file is damaged or no shard.
+        WriteError: the disk is full, or the folder can't be written.
+    """
+    content = asdict(note)
+    content["checksum"] = _checksum(content, rows)
+    write_atomic(path, save_safetensors(rows, {_KEY: json.dumps(content, sort_keys=True)}))
+
+
+def read_note(path: Path) -> Note:
+    """The note of a shard, once its rows are found to be those that were written.
+
+    Raises:
+        FitError: the file is damaged, was changed, or is no shard of this version; names it.
     """
     try:
         with safe_open(path, framework="pt") as shard:
-            return json.loads(shard.metadata()[_KEY])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise FitError(f"{path} is damaged ({error}); delete it, and the harvest makes it again") from error
+            content = json.loads(shard.metadata()[_KEY])
+            rows = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise FitError(f"{path} is damaged ({str(error)[:200]}); {_AGAIN}") from error
+    stated = content.pop("checksum", None) if isinstance(content, dict) else None
+    if stated is None:
+        raise FitError(f"{path} holds no checksum: an older version of tccd made it; {_AGAIN}")
+    if stated != _checksum(content, rows):
+        raise FitError(f"{path} was changed after it was written; {_AGAIN}")
+    try:
+        return typed(Note, content)
+    except TypeError as error:
+        raise FitError(f"{path} was written by another version of tccd ({error}); {_AGAIN}") from error
+
+
+def _checksum(content: dict[str, Any], rows: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in sorted(rows):
+        digest.update(f"{name} {rows[name].dtype} {tuple(rows[name].shape)}".encode())
+        digest.update(rows[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Rows:

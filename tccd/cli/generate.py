@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tccd.cli.console import AsJson, output, print_json, progress
-from tccd.cli.options import BatchSize, Device, DType, Model, Precision, Revision, TrustRemoteCode
+from tccd.cli.options import BatchSize, Device, DType, FittedOn, Model, Precision, Revision, TrustRemoteCode
 from tccd.data.jsonlines import bounded_lines, read_rows
 from tccd.data.records import cut, is_text, shown
 from tccd.errors import ConfigError, DataError
@@ -116,6 +116,7 @@ def generate(
         Tokens, typer.Option(help="Contrast all tokens or the first only.", rich_help_panel=_TCCD)
     ] = Tokens.all,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    fitted_on: FittedOn = None,
     revision: Revision = None,
     device: Device = "auto",
     dtype: Precision = DType.auto,
@@ -158,7 +159,9 @@ def generate(
 
     fitted = CentroidBank.load(bank)
     loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
-    decoder = TCCD(loaded.model, fitted, config=config)
+    decoder = TCCD(loaded.model, fitted, config=config, fitted_on=fitted_on)
+    if decoder.fitted_on:
+        typer.echo(f"tccd: the bank was fitted on {fitted_on}, of which {model} is taken to be a copy", err=True)
     check_questions(loaded, questions, max_new_tokens)
     answers: list[Answer] = []
     try:

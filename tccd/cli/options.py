@@ -35,6 +35,16 @@ Revision = Annotated[
     str | None,
     typer.Option("--revision", help="Branch, tag or commit of the model on the hub.", rich_help_panel=_MODEL),
 ]
+FittedOn = Annotated[
+    str | None,
+    typer.Option(
+        "--fitted-on",
+        metavar="BASE",
+        help="Model id that the bank names, if --model is a quantised or otherwise rewritten copy of that model; "
+        "results then say so.",
+        rich_help_panel=_MODEL,
+    ),
+]
 Device = Annotated[
     str,
     typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL),
@@ -63,8 +73,8 @@ Data = Annotated[
         "--data",
         metavar="SOURCE",
         help="easy-vqa, digits, a benchmark (blink, mmvp, cv-bench, pope, scienceqa-img, medblink), a folder of "
-        "images or of parquet files, a .jsonl manifest (image, prompt, answer, choices), or a data-set id on the "
-        "hub as owner/name or owner/name:configuration (streamed).",
+        "images, of parquet files or as datasets.save_to_disk writes it, a .jsonl manifest (image, prompt, "
+        "answer, choices), or a data-set id on the hub as owner/name or owner/name:configuration (streamed).",
         rich_help_panel=_DATA,
     ),
 ]

@@ -15,7 +15,7 @@ from tccd.data.digits import read_digits
 from tccd.data.easy_vqa import read_easy_vqa
 from tccd.data.hub import is_saved, open_split, read_split
 from tccd.data.local import IMAGE_SUFFIXES, read_folder, read_manifest
-from tccd.data.records import cut
+from tccd.data.records import cut, is_text, shown
 from tccd.data.sample import Sample, Samples
 from tccd.errors import DataError
 
@@ -103,8 +103,11 @@ def load_samples(
             raise DataError(f"{name} is {value}; expected at least 1, or None for all")
     if purpose is not None and purpose not in get_args(Purpose):
         raise DataError(f"purpose is {purpose!r}; expected fit, probe or None")
-    if prompt is not None and not prompt.strip():
-        raise DataError("prompt is empty; expected a question about the image, or None for the source's own")
+    if prompt is not None and not (is_text(prompt) and prompt.strip()):
+        raise DataError(
+            f"prompt is {shown(prompt)}; expected a question about the image that is not empty, or None for the "
+            "source's own"
+        )
 
     def refuse(kind: str, **unused: object) -> None:
         for name, value in unused.items():

@@ -16,11 +16,13 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and below it, sorted by path; hidden files and folders left out."""
+    """The image files in a folder and below it, sorted by path; hidden files and folders left out, and pipes."""
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(root, f) for f in files if f.lower().endswith(IMAGE_SUFFIXES) and not f.startswith(".")]
+    # One that can't be followed is kept, to be named when it is read.
+    found = [path for path in found if path.is_file() or not path.exists()]
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 

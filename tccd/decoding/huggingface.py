@@ -186,6 +186,11 @@ class TCCD(Contrast):
         bank: centroids fitted for this model, with a text entry at the layer.
         alpha_cd, alpha_interp, layer, beta, gate, gate_threshold, gate_ramp, tokens: see `TCCDConfig`.
         config: all of them at once, instead.
+        fitted_on: the bank's model id, to accept a model that is a quantised or otherwise rewritten copy of it;
+            see `CentroidBank.check`.
+
+    Attributes:
+        fitted_on: the base's name where the bank passed by it alone; None where it is the model's own.
 
     Raises:
         ConfigError: a setting is out of range or given twice, or the bank's layer is ambiguous.
@@ -205,13 +210,19 @@ class TCCD(Contrast):
     """
 
     def __init__(
-        self, model: Any, bank: CentroidBank, *, config: TCCDConfig | None = None, **settings: Unpack[TCCDSettings]
+        self,
+        model: Any,
+        bank: CentroidBank,
+        *,
+        config: TCCDConfig | None = None,
+        fitted_on: str | None = None,
+        **settings: Unpack[TCCDSettings],
     ) -> None:
         if config is not None and settings:
             raise ConfigError("settings were given both one by one and as config; give them once")
         self.config = TCCDConfig.from_dict(settings) if config is None else config
         self.bank = bank
-        bank.check(model)
+        self.fitted_on = bank.check(model, fitted_on)
         self.layer = text_layer(bank, self.config.layer)
         self._set_up(model, centroid_erasure(bank, self.layer, self.config.alpha_interp), self.config)
 

@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from eval.zoo import load, path
+from probes.compare import compare
 from probes.grid import Grid
 from probes.overlap import data_block, seen_pictures
 from probes.replacement import run
@@ -131,3 +132,14 @@ def test_the_terminal_and_the_json_tell_it_too(banks, manifest, tmp_path):
     assert "2 of 4 pictures were among those that the bank was fitted on." in shown.stdout
     again = CliRunner().invoke(app, [*args, "--json"])
     assert json.loads(again.stdout)["data"]["llava-competing"]["banks"]["bank"]["overlap"] == 2
+
+
+def test_compared_reports_keep_what_each_said(result):
+    others = probed("other", n=6, questions=result["questions"]["m"]["id"])
+    others["questions"]["other"] |= {name: result["questions"]["m"][name] for name in ("image_id", "answer")}
+    merged = compare({"a": {**result, "config": result["config"] | {"fitted_on": "owner/base"}}, "b": others})
+    assert merged["data"] == result["data"]
+    assert merged["warnings"] == result["warnings"]
+    assert told(merged)[-1] == (
+        "The bank was fitted on owner/base, another model than this one, as --fitted-on said."
+    )

@@ -170,7 +170,7 @@ def test_a_killed_run_resumed_equals_one_that_was_not(bank, tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     # A second run into the folder, of other questions, is refused and touches nothing of the first.
-    other = CliRunner().invoke(app, [*args[:-6], "--limit", "20", "--out", str(killed), "--resume"])
+    other = CliRunner().invoke(app, [*args, "--limit", "20", "--out", str(killed), "--resume"])
     assert other.exit_code == 1
     assert f"{killed} is in use by tccd probe replacement (process {process.pid} on " in other.stderr
     process.send_signal(signal.SIGKILL)

@@ -256,6 +256,14 @@ def test_blink_shows_several_pictures_side_by_side(load):
     ]
 
 
+def test_pictures_of_a_benchmark_are_laid_on_white_and_scaled(load):
+    clear = Image.new("RGBA", (6, 4), (9, 9, 9, 0))
+    grey = Image.frombytes("I;16", (6, 4), b"\x80\x80" * 24)
+    sample = load("blink", {"rows": [blink_row(image_1=png(clear), image_2=png(grey))]})[3]
+    assert sample.image.getpixel((0, 0)) == (255, 255, 255)
+    assert sample.image.getpixel((6 + 3, 0)) == (128, 128, 128)
+
+
 def test_mmvp_finds_each_picture_by_its_name(load):
     samples = load("mmvp")
     assert [s.id for s in samples] == [str(index) for index in range(1, 12)]  # 1, 10, 11, 2 by the files' names

@@ -388,7 +388,7 @@ def test_empty_manifest_and_bad_arguments(manifest):
         load_samples(file, columns={"task": "x"})
     with pytest.raises(DataError, match="a manifest has no split"):
         load_samples(file, split="test")
-    with pytest.raises(DataError, match="prompt is empty"):
+    with pytest.raises(DataError, match="prompt is str ' '; expected a question"):
         load_samples(file, prompt=" ")
 
 

@@ -233,6 +233,38 @@ def test_weights_that_are_not_here_have_no_fingerprint():
     assert identify(tiny("llava", layers=1).to("meta")).fingerprint is None
 
 
+def quantised(model):
+    """Its layers' matrices as integers with scales, as weight-only quantisation stores them."""
+    for layer in find_decoder(model).layers:
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                scale = module.weight.detach().abs().amax(1, keepdim=True) / 127
+                module.weight = nn.Parameter((module.weight / scale).round().to(torch.int8), requires_grad=False)
+                module.register_buffer("scale", scale)
+    return model
+
+
+def test_quantised_weights_have_a_fingerprint_of_their_own():
+    base, one, same = (tiny("llava", layers=2) for _ in range(3))
+    other = tiny("llava", layers=2)
+    with torch.no_grad():
+        find_decoder(other).layers[1].mlp.up_proj.weight[0, 0] *= -1
+    prints = [identify(quantised(model)).fingerprint for model in (one, same, other)]
+    assert prints[0] == prints[1]
+    assert None not in prints
+    assert len({*prints, identify(base).fingerprint}) == 3
+
+
+def test_quantised_weights_that_are_buffers_count_too():
+    def packed(value):
+        model = tiny("llava", layers=1)
+        model.config.quantization_config = {"quant_method": "gptq"}
+        model.model.register_buffer("qweight", torch.full((4, 4), value, dtype=torch.int32))
+        return identify(model).fingerprint
+
+    assert packed(1) == packed(1) != packed(2)
+
+
 @pytest.mark.parametrize("ending", ["", "/", "/."])
 def test_a_local_folder_and_a_hub_id(ending, tmp_path):
     model = tiny("llava", layers=1)

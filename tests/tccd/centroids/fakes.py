@@ -8,15 +8,27 @@ from PIL import Image
 from tests.tiny import Row, inputs
 
 
+class TinyTokenizer:
+    """One token a character."""
+
+    bos_token = None
+
+    def __call__(self, text, **options):
+        return {"input_ids": [0] * len(text)}
+
+    def convert_ids_to_tokens(self, ids):
+        return [f"<{i}>" for i in ids]
+
+
 class TinyProcessor:
     """Encodes by length: a prompt of n characters has n text tokens after its image."""
 
     chat_template = None
-    image_token = "@"
-    tokenizer = None
+    tokenizer = TinyTokenizer()
 
     def __init__(self, family):
         self.family = family
+        self.image_token = "@"
         self.calls = 0
 
     def __call__(self, text, images, **options):

@@ -207,17 +207,6 @@ def test_an_interrupted_harvest_goes_on(tmp_path, at):
     assert processor.calls == 0
 
 
-def test_finished_batches_load_no_image(tmp_path):
-    run(tmp_path)
-
-    class Blind(TinySample):
-        @property
-        def image(self):
-            raise AssertionError("loaded")
-
-    run(tmp_path, given=[Blind(s.number, s.prompt) for s in samples(10)])
-
-
 @pytest.mark.slow
 def test_a_killed_harvest_goes_on(tmp_path):
     program = f"""

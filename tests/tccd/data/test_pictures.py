@@ -266,6 +266,14 @@ WHOLE = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("kind", sorted(WHOLE))
+def test_the_beginning_of_a_file_is_no_picture(kind, part):
+    with pytest.raises(DataError, match="can't read image a picture: "):
+        open_image(io.BytesIO(WHOLE[kind][: int(part * len(WHOLE[kind]))]), "a picture")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(deadline=None, max_examples=400)
 @given(st.sampled_from(sorted(WHOLE)), st.data())
 def test_a_damaged_file_is_a_picture_or_a_clear_error(kind, data):

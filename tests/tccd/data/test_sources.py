@@ -1,5 +1,9 @@
 """Which reader a source gets: folders that `save_to_disk` wrote, and paths that are not there."""
 
+import io
+import os
+
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -64,6 +68,26 @@ def test_a_damaged_saved_table(saved):
         load_samples(str(saved), split="train")
 
 
+def test_pictures_of_tables_show_what_they_hold(tmp_path):
+    sixteen = Image.fromarray(np.full((4, 4), 0x8080, dtype=np.uint16))
+    still, moved = Image.new("RGBA", (4, 4), (0, 0, 0, 0)), io.BytesIO()
+    Image.new("L", (4, 4)).save(moved, "GIF", save_all=True, append_images=[Image.new("L", (4, 4), 255)])
+    made = datasets.Dataset.from_dict(
+        {"image": [sixteen, still, {"bytes": moved.getvalue(), "path": None}], "question": list("abc")},
+        features=datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")}),
+    )
+    made.save_to_disk(tmp_path / "saved")
+    made.to_parquet(tmp_path / "files" / "data.parquet")
+    for folder in ("saved", "files"):
+        one, two, three = load_samples(str(tmp_path / folder))
+        assert one.image.getcolors() == [(16, (128, 128, 128))]
+        assert two.image.getcolors() == [(16, (255, 255, 255))]
+        with pytest.raises(
+            DataError, match=rf"^sample {three.id}: image of .*row 2 is an animation, or .* of 2 frames"
+        ):
+            _ = three.image
+
+
 # --- paths that are not there --------------------------------------------------------------------------------
 
 
@@ -110,3 +134,21 @@ def test_what_may_be_a_data_set_says_both(monkeypatch, tmp_path):
 def test_an_empty_source_is_not_the_current_folder(source):
     with pytest.raises(DataError, match="the data source is empty; expected easy-vqa"):
         load_samples(source)
+
+
+def test_a_folder_with_a_pipe_and_a_folder_that_are_called_images(tmp_path):
+    """A pipe would be waited for without end."""
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").mkdir()
+    (tmp_path / "d.png").symlink_to(tmp_path / "gone.png")
+    a, d = load_samples(str(tmp_path))
+    assert (a.id, d.id) == ("a.png", "d.png")
+    with pytest.raises(DataError, match=r"^sample d\.png: can't read image"):
+        _ = d.image
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", "\udcff"])
+def test_a_prompt_that_is_no_text(prompt):
+    with pytest.raises(DataError, match=r"prompt is str '.*'; expected a question about the image"):
+        load_samples("easy-vqa", prompt=prompt)

@@ -1,0 +1,164 @@
+"""A batch of pictures and prompts -> rows: the hidden states of chosen positions at chosen decoder layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from tccd.data.pictures import to_rgb
+from tccd.decoder import Decoder, first_tensor
+from tccd.errors import ConfigError, DataError
+from tccd.inputs import PAPER_PROMPT, check_context, encode
+from tccd.modality import SEGMENTS, Modality, ModalityMap, modality_map, vision_token_ids
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which prompts are run, and which of their positions are kept; `harvest` describes each.
+
+    Raises:
+        ConfigError: a parameter is out of range.
+    """
+
+    prompt: str | None = PAPER_PROMPT
+    text_tokens: int = 16
+    batch_size: int = 8
+    vision: Literal["tokens", "span"] = "tokens"
+    max_vision_tokens_per_image: int | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("text_tokens", self.text_tokens, 1),
+            ("batch_size", self.batch_size, 1),
+            ("seed", self.seed, 0),
+            ("max_vision_tokens_per_image", self.max_vision_tokens_per_image, 1),
+        ):
+            if name == "max_vision_tokens_per_image" and value is None:
+                continue
+            if type(value) is not int or value < least:
+                raise ConfigError(f"{name} is {value!r}; expected an integer of at least {least}")
+        if self.vision not in SEGMENTS["vision"]:
+            raise ConfigError(f"vision is {self.vision!r}; expected one of {', '.join(SEGMENTS['vision'])}")
+
+    def prompts(self, batch: Sequence[Any]) -> list[str]:
+        """What each sample is asked."""
+        return [sample.prompt if self.prompt is None else self.prompt for sample in batch]
+
+    def most_rows(self, modality: Modality) -> int | None:
+        """Rows that one prompt gives at most; None where only the model knows."""
+        return self.text_tokens if modality == "text" else self.max_vision_tokens_per_image
+
+
+def pictures_of(batch: Sequence[Any]) -> list[Image]:
+    """The samples' pictures in RGB, each read once.
+
+    Raises:
+        DataError: a sample has no picture, or one that can't be read; names it.
+    """
+    found = []
+    for sample in batch:
+        picture = sample.image
+        if not isinstance(picture, Image):
+            raise DataError(f"sample {sample.id!r} has no image; a harvest needs one a sample")
+        found.append(to_rgb(picture, f"of sample {sample.id}"))
+    return found
+
+
+class Reader:
+    """Forward hooks that keep chosen positions of chosen layers.
+
+    Args:
+        decoder: of the model.
+        processor: of the model.
+        wanted: layers by modality.
+        how: which positions.
+    """
+
+    def __init__(self, decoder: Decoder, processor: Any, wanted: dict[Modality, tuple[int, ...]], how: Reading):
+        self._decoder, self._processor, self._wanted, self._how = decoder, processor, wanted, how
+        self._vision_ids = vision_token_ids(decoder.model.config)
+
+    def read(self, batch: Sequence[Any], pictures: Sequence[Image], first: int) -> tuple[dict[str, Tensor], int]:
+        """Rows by name such as `text.12`, and the number of prompts with fewer text tokens than asked for.
+
+        Args:
+            batch: samples.
+            pictures: theirs.
+            first: how many samples came before them; with the seed it settles which vision rows are kept.
+
+        Raises:
+            DataError: a prompt with its picture is longer than the model's context.
+            ModalityError: the vision positions of a prompt can't be told.
+        """
+        model: Any = self._decoder.model
+        encoded = encode(self._processor, [[picture] for picture in pictures], self._how.prompts(batch))
+        inputs = {
+            name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+            for name, value in encoded.items()
+            if isinstance(value, Tensor)
+        }
+        check_context(model.config, inputs, [f"sample {sample.id}" for sample in batch])
+        where = modality_map(inputs["input_ids"], self._vision_ids, inputs.get("attention_mask"), has_images=True)
+        chances = [np.random.default_rng([self._how.seed, first + i]) for i in range(len(batch))]
+        segments, short = _segments(where, self._how, chances)
+        return self._forward(inputs, segments), short
+
+    @torch.no_grad()
+    def _forward(self, inputs: dict[str, Tensor], segments: dict[Modality, Tensor]) -> dict[str, Tensor]:
+        rows: dict[str, Tensor] = {}
+        last = max(max(at) for at in self._wanted.values())
+
+        def keep(layer: int, output: Any) -> None:
+            hidden = first_tensor(output)
+            for modality, at in self._wanted.items():
+                if layer in at:
+                    mask = segments[modality].to(hidden.device)
+                    rows[f"{modality}.{layer}"] = hidden[mask].cpu()
+            if layer == last:
+                raise _Done
+
+        model = self._decoder.model
+        handles = [
+            self._decoder.layers[layer].register_forward_hook(
+                lambda _module, _args, output, layer=layer: keep(layer, output)
+            )
+            for layer in sorted(set().union(*self._wanted.values()))
+        ]
+        training = model.training
+        model.eval()
+        try:
+            model(**inputs, use_cache=False)
+        except _Done:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+            model.train(training)
+        return rows
+
+
+class _Done(Exception):
+    """Ends a forward pass after the last layer that is wanted."""
+
+
+def _segments(
+    where: ModalityMap, how: Reading, chances: list[np.random.Generator]
+) -> tuple[dict[Modality, Tensor], int]:
+    text = where.tail & (where.tail.cumsum(-1) <= how.text_tokens)
+    short = int((where.tail.sum(-1) < how.text_tokens).sum())
+    seen = where.segment("vision", how.vision).clone()
+    most = how.max_vision_tokens_per_image
+    if most is not None:
+        for row, chance in zip(seen, chances, strict=True):
+            at = row.nonzero().squeeze(-1)
+            if len(at) > most:
+                row[at] = False
+                row[at[torch.from_numpy(chance.permutation(len(at))[:most]).to(at.device)]] = True
+    return {"text": text, "vision": seen}, short
