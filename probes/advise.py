@@ -1,8 +1,9 @@
-"""From a report to a recommendation: TCCD on at these settings, or off, judged on questions that chose nothing.
+"""From a report to a recommendation: TCCD on at these settings, or off.
 
-Settings are chosen on some folds of the images and the gain of the choice is measured on the others, every fold
-in turn. So what is judged is the whole procedure, choosing included: the best of many settings on the very
-questions that it was chosen on always looks like a gain.
+The best of many settings on the very questions it was chosen on always looks like a gain. So "on" asks two
+things. A setting's gain must be more than chance gives the best of so many (`probes.signs`, which bounds how
+often a model that gains nothing is told "on"). And settings chosen on some folds of the pictures must gain on the
+others, every fold in turn: that held-out gain is the one to expect, and is shown with its interval.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from probes.clusters import clusters_of
-from probes.folds import OFF, choose, folds, held_out
+from probes.folds import OFF, folds, held_out
 from probes.outcomes import by_task, gain, outcomes_of
 from probes.protocols import mildest_first, settings_of
-from probes.statistics import SIGNIFICANT
+from probes.signs import BOUND, GAINS, PASSES, Gains, gains_of_many
 from tccd.errors import DataError
 
 FOLDS = 5
@@ -28,21 +29,25 @@ def advise(
 ) -> dict[str, Any]:
     """Recommend TCCD, on or off, for one model of a report.
 
-    "On" where the held-out gain's interval lies above zero and its exact McNemar test is below 0.05; "off"
-    otherwise. The settings recommended are those with the most right answers over all questions, of equals the
-    mildest (lowest `alpha_cd`, then the weakest erasure, then the highest layer).
+    "On" where some setting's p-value, adjusted for all settings and for questions that share a picture or a
+    wording, is at most `probes.signs.PASSES`, and the held-out gain is above zero. The settings recommended are,
+    of those, the ones with the most right answers over all questions, of equals the mildest (lowest `alpha_cd`,
+    then the weakest erasure, then the highest layer).
 
     Args:
         result: a report with `tccd_cells` and `questions`; see `probes.report.schema`.
         model: which of its models; may be None where it has one.
-        n_folds: folds of the images.
-        seed: of the folds.
+        n_folds: folds of the pictures.
+        seed: of the folds and of the turns of signs.
 
     Returns:
-        `{"model", "on", "settings": {...} or None, "reason", "n_settings", "n_images", "n_folds", "seed",
-        "held_out": {"n", "baseline", "accuracy", "delta", "ci95", "p_value", "helped", "harmed", "by_task"},
-        "chosen": [{"folds", "settings" or None}], "in_sample_delta": oracle upper bound}`. Accuracies are
-        fractions, `delta` = accuracy - baseline.
+        `{"model", "on", "settings": {...} or None, "reason", "n_settings", "n_images", "n_question_strings" or
+        None, "n_folds", "seed", "bound": how often at most "on" is
+        said where nothing gains, "p_adjusted": of the settings recommended, or the smallest,
+        "power": [{"gain", "power"}] of the setting with the most right answers,
+        "held_out": {"n", "baseline", "accuracy", "delta", "ci95", "p_value", "helped", "harmed", "by_task", ...},
+        "chosen": [{"folds", "settings" or None}], "in_sample_delta": oracle upper bound}`. Accuracies and gains
+        are fractions, `delta` = accuracy - baseline. Held out are pictures: their question strings were seen.
 
     Raises:
         DataError: the report holds no TCCD cells or outcomes for the model, or fewer images than folds.
@@ -61,17 +66,26 @@ def advise(
         {"task": task} | gain(plain[at], found.outcomes[at], clusters=clusters[at])
         for task, at in by_task(questions["task"])
     ]
-    choice = choose(plain, outcomes)
-    on = choice != OFF and evidence["ci95"][0] > 0 and evidence["p_value"] < SIGNIFICANT
+    tested = gains_of_many(plain, outcomes, clusters, seed=seed)
+    choice = _recommended(outcomes, tested)
+    on = choice != OFF and evidence["delta"] > 0
+    shown = int(outcomes.sum(axis=1).argmax())
+    p_adjusted = float(tested.p_values[choice] if choice != OFF else tested.p_values.min())
     return {
         "model": model,
         "on": bool(on),
         "settings": settings_of(cells[choice]) if on else None,
-        "reason": _reason(evidence, found.chosen),
+        "reason": _reason(evidence, found.chosen, p_adjusted, len(cells)),
         "n_settings": len(cells),
-        "n_images": len(np.unique(images)),
+        "n_images": clusters.pictures,
+        "n_question_strings": clusters.questions,
         "n_folds": n_folds,
         "seed": seed,
+        "bound": BOUND,
+        "p_adjusted": p_adjusted,
+        "power": [
+            {"gain": true, "power": float(power)} for true, power in zip(GAINS, tested.power[shown], strict=True)
+        ],
         "held_out": evidence,
         "chosen": [
             {"folds": count, "settings": None if index == OFF else settings_of(cells[index])}
@@ -116,14 +130,22 @@ def _cells(result: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
     return cells
 
 
-def _reason(evidence: Mapping[str, Any], chosen: Sequence[int]) -> str:
+def _recommended(outcomes: np.ndarray, tested: Gains) -> int:
+    """Of the settings that pass, the first with the most right answers; `OFF` where none passes."""
+    right = np.where(tested.p_values <= PASSES, outcomes.sum(axis=1), -1)
+    return int(right.argmax()) if right.max() >= 0 else OFF
+
+
+def _reason(evidence: Mapping[str, Any], chosen: Sequence[int], p_adjusted: float, n_settings: int) -> str:
     low, high = (100 * bound for bound in evidence["ci95"])
     told = f"held-out gain {100 * evidence['delta']:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
     if all(choice == OFF for choice in chosen):
         return "no setting answered more questions right than plain decoding, on any fold"
-    if low <= 0:
-        return f"{told}: the interval is not above zero"
-    if evidence["p_value"] >= SIGNIFICANT:
-        return f"{told}, but the exact McNemar test says p = {evidence['p_value']:.2g}"
+    many = f"the best of {n_settings} settings" if n_settings > 1 else "one setting"
+    if p_adjusted > PASSES:
+        return f"{told}: no more than chance gives {many} (adjusted p = {p_adjusted:.2g})"
+    if evidence["delta"] <= 0:
+        return f"{told}: a setting gains on all questions, but what other pictures chose doesn't gain"
     harmed = [row["task"] for row in evidence["by_task"] if row["ci95"][1] < 0]
+    told += f"; more than chance gives {many} (adjusted p = {p_adjusted:.2g})"
     return told + (f"; but it harms {', '.join(harmed)}" if harmed else "")

@@ -20,16 +20,22 @@ def advise(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="A model of the report; all of them by default.")
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Folds of the images: one judges, the others choose.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the pictures: one judges, the others choose.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the folds and of the test.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Recommend TCCD on, at which settings, or off, with the evidence.
 
     \b
-    Settings are chosen on some folds of the images and judged on the others.
-    "On" needs a held-out gain whose 95 % interval lies above zero and an
-    exact McNemar p below 0.05.
+    "On" needs a setting whose gain is more than chance gives the best of so
+    many: adjusted p of at most 0.02, with questions that share a picture or
+    a question string taken together. And settings chosen on some folds of the
+    pictures must gain on the others.
+
+    \b
+    Held out: gain on pictures that did not choose. Their question strings
+    were seen. p: of no difference. Power: how often a true gain of that size
+    would be told "on" here.
 
     \b
     Examples:
@@ -101,10 +107,15 @@ def _show_advice(advice: Mapping[str, Any]) -> None:
             soft_wrap=True,
         )
     console.print("  " + _plain(advice["reason"]), soft_wrap=True)
-    tried = f"{advice['n_settings']} settings, {advice['n_folds']} folds of {advice['n_images']} images"
+    about = f"{advice['held_out']['n']:,} questions about {advice['n_images']:,} pictures"
+    if advice["n_question_strings"] is not None:
+        about += f", {advice['n_question_strings']:,} question strings"
+    console.print(
+        f"  {advice['n_settings']} settings, {advice['n_folds']} folds of the pictures; {about}", soft_wrap=True
+    )
     flattering = f"in-sample gain (oracle upper bound) {100 * advice['in_sample_delta']:+.1f} points"
-    console.print(f"  {tried}; {flattering}", soft_wrap=True)
-    table = Table("Held out", "n", "Plain", "TCCD", "Gain", "95 % interval", "p")
+    console.print(f"  {flattering}; {power_of(advice)}", soft_wrap=True)
+    table = Table("Held-out pictures", "n", "Plain", "TCCD", "Gain", "95 % interval", "p")
     held_out = advice["held_out"]
     for row in ({"task": "all", **held_out}, *held_out["by_task"]):
         low, high = row["ci95"]
@@ -117,6 +128,12 @@ def _show_advice(advice: Mapping[str, Any]) -> None:
             f"{row['p_value']:.2g}",
         )
     console.print(table)
+
+
+def power_of(advice: Mapping[str, Any]) -> str:
+    """How large a gain the questions at hand can tell from none."""
+    told = [f"{100 * one['gain']:g} points {100 * one['power']:.0f} %" for one in advice["power"]]
+    return f"power: a true gain of {', '.join(told)}"
 
 
 def _show_models(summary: Sequence[dict[str, Any]], files: Sequence[Path]) -> None:

@@ -203,7 +203,7 @@ def clustered_wilson(
     return wilson_interval(int(right.sum()), len(right), critical(level) * math.sqrt(effect))
 
 
-def squares(values: NDArray[np.int_], codes: Codes) -> tuple[float, int]:
+def _squares(values: NDArray[np.int_], codes: Codes) -> tuple[float, int]:
     """Sum of the squared sums over clusters, and how many clusters there are."""
     sums = np.bincount(codes, weights=values)
     return float(sums @ sums), _number(codes)
@@ -275,8 +275,8 @@ def _p_value(d: NDArray[np.int_], clusters: Clusters | None) -> float:
     sampled = clusters.sampled()
     found += [turned_signs(np.bincount(codes, weights=d)) for codes in sampled.values()]
     if "question" in sampled and clusters.both is not None:
-        (one, n_one), (other, n_other) = (squares(d, codes) for codes in sampled.values())
-        spread = one + other - squares(d, clusters.both)[0]
+        (one, n_one), (other, n_other) = (_squares(d, codes) for codes in sampled.values())
+        spread = one + other - _squares(d, clusters.both)[0]
         # Where it isn't the largest of the three the tests above say more.
         if spread > max(one, other):
             t = require("scipy.stats", "report").t

@@ -84,17 +84,19 @@ def vision_tokens(processor: Any, config: Any = None) -> tuple[str, ...]:
         Their texts, sorted.
     """
     tokenizer = processor.tokenizer
-    found = {str(token) for token in _named(processor, "_token")} | {str(t) for t in _named(tokenizer, "_token")}
+    named = {**tokenizer.special_tokens_map, **vars(processor)}
+    found = {str(token) for token in _visual(named, "_token")}
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     found |= {token.content for token in added if token.special and _VISUAL.search(token.content)}
-    ids = [i for suffix in ("_token_id", "_token_index") for i in _named(config, suffix) if isinstance(i, int)]
+    known = vars(config) if config is not None else {}
+    ids = [i for suffix in ("_token_id", "_token_index") for i in _visual(known, suffix) if isinstance(i, int)]
     found |= {token for token in tokenizer.convert_ids_to_tokens([i for i in ids if i >= 0]) if token}
     return tuple(sorted(token for token in found if token))
 
 
-def _named(holder: Any, suffix: str) -> Iterator[Any]:
-    """Values of the attributes that have to do with pictures and whose names end so."""
-    for name, value in vars(holder).items() if holder is not None else ():
+def _visual(named: Mapping[str, Any], suffix: str) -> Iterator[Any]:
+    """What has to do with pictures by its name, and a name that ends so."""
+    for name, value in named.items():
         if name.endswith(suffix) and _VISUAL.search(name) and value is not None:
             yield value
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from probes.report import figures
 from probes.report.figures import Bar, Group
-from probes.report.prose import percent, points, span
+from probes.report.prose import percent, points, shared, span
 from probes.report.summary import Row
 from probes.statistics import SIGNIFICANT
 
@@ -157,6 +157,7 @@ def runs(result: Mapping[str, Any], markup: Markup) -> list[dict[str, Any]]:
                 "model": name,
                 "settings": run["settings"],
                 "chosen_on": run.get("chosen_on"),
+                "shared": shared(run) if "pictures" in run else None,
                 "rows": [(title, row) for title, row in rows if row],
                 "counted": any("helped" in row and "harmed" in row for _, row in rows if row),
                 "n": span(part["n"] for part in run.get("by_task") or (run,)),

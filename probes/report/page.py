@@ -50,6 +50,8 @@ def render(
         conditions=next(iter(conditions)) if len(conditions) == 1 else None,
         models=[{**row, "findings": prose.findings(result, row["model"])} for row in summary],
         families=parts.families(summary),
+        differences=(pairs := parts.differences(result)),
+        measures=parts.measures(pairs),
         withheld=sorted({row["blind"]["kind"] for row in summary if row["blind"] and "kind" in row["blind"]}),
         protocol_names=parts.protocol_names(summary),
         heats=heats,

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probes.outcomes import outcomes_of
+from probes.report.pairs import MEASURES, between_costs, between_models
 from probes.report.pictures import small
 from probes.report.prose import span
 from probes.report.summary import Row
-from probes.statistics import PairedDifference, holm, paired_difference
+from probes.statistics import holm
 
 MOST_ROWS = 400
 """Rows of a table on the page; the CSV has all of them."""
@@ -43,23 +43,33 @@ def controls(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         table["counts"].add(control["n"])
         if against is not None:
             other = result["cells"][against]
-            table["matched"].append({**control, "other": other, "difference": _difference(other, control)})
+            table["matched"].append(
+                {**control, "other": other, "difference": between_costs(result, control, other)}
+            )
             continue
         if control["kind"] not in table["kinds"]:
             table["kinds"].append(control["kind"])
         row = table["rows"].setdefault(control["cell"], {"cell": cell, "controls": {}})
-        row["controls"][control["kind"]] = {**control, "difference": _difference(cell, control)}
+        row["controls"][control["kind"]] = {**control, "difference": between_costs(result, control, cell)}
     return [
         {**of, "model": model, "rows": list(of["rows"].values()), "n": span(of["counts"])}
         for model, of in tables.items()
     ]
 
 
-def _difference(cell: Mapping[str, Any], control: Mapping[str, Any]) -> PairedDifference | None:
-    """The control's cost less the cell's, over the same questions."""
-    if not cell.get("right") or not control.get("right"):
-        return None
-    return paired_difference(outcomes_of(cell["right"]), outcomes_of(control["right"]))
+def differences(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every two models by their differences over the same questions: a row a pair, a column a measure."""
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in between_models(result):
+        one, other = row["models"]
+        pair = pairs.setdefault((one, other), {"one": one, "other": other, "n": row["n"], "by": {}})
+        pair["by"][row["measure"]] = row
+    return list(pairs.values())
+
+
+def measures(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The measures that any pair of models has, with their titles."""
+    return {key: title for key, title in MEASURES.items() if any(key in pair["by"] for pair in pairs)}
 
 
 def protocols(summary: Sequence[Row]) -> list[dict[str, Any]]:

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from probes.report.headline import Cell, headline
+from probes.report.pairs import larger
 from probes.statistics import SIGNIFICANT
+
+NEAR_ZERO = (
+    "The vision cost is near zero, so this ratio is unsure, and most of all upwards: the smaller the true vision "
+    "cost, the larger the true ratio, without limit. A ratio is only given where the vision cost came out above "
+    "zero, so where the true vision cost is smaller still, the ratio given is too small."
+)
 
 
 def points(value: float, signed: bool = False) -> str:
@@ -84,14 +91,16 @@ def _cost_answer(result: Mapping[str, Any]) -> list[str]:
             single.append(f"In the {model} model, {_erasing(chosen.text or chosen.vision)}.")
             continue
         text, vision = chosen.text, chosen.vision
-        # Apart only where the intervals are: stricter than a test of the difference.
-        group = alike
-        if text["ci95"][0] > vision["ci95"][1]:
-            group = more
-        elif vision["ci95"][0] > text["ci95"][1]:
-            group = less
-        pair = f"{points(text['cost'])} against {points(vision['cost'])} points"
-        group.append(f"{pair} in the {model} model ({chosen.where})")
+        which, difference = larger(result, text, vision)
+        pair = (
+            f"{points(text['cost'])} against {points(vision['cost'])} points in the {model} model ({chosen.where}"
+        )
+        if difference is not None:
+            pair += (
+                f"; difference {points(difference.value, True)}, 95\u202f% CI "
+                f"{interval((difference.low, difference.high), True)}"
+            )
+        (alike, more, less)[which].append(f"{pair})")
     return [f"{verdict}: {listed(pairs)}." for verdict, pairs in groups.items() if pairs] + single
 
 
@@ -106,7 +115,9 @@ def _tccd_answer(result: Mapping[str, Any]) -> list[str]:
         else:
             told = f"{points(abs(run['delta']))} points on the {model} model ({p_value})"
         groups[kind].append(told)
-    accuracy = "held-out accuracy" if all(run.get("chosen_on") for run in runs.values()) else "accuracy"
+    accuracy = (
+        "accuracy on held-out pictures" if all(run.get("chosen_on") for run in runs.values()) else "accuracy"
+    )
     verdicts = (
         ("gain", f"TCCD raised {accuracy} by"),
         ("loss", f"TCCD lowered {accuracy} by"),
@@ -121,12 +132,12 @@ def advised(advice: Sequence[Mapping[str, Any]]) -> list[str]:
     for found in (one for one in advice if one["on"]):
         held_out = found["held_out"]
         bounds = interval(held_out["ci95"], True)
-        gain = f"{points(held_out['delta'], True)} points held out, 95\u202f% CI {bounds}"
+        gain = f"{points(held_out['delta'], True)} points on held-out pictures, 95\u202f% CI {bounds}"
         # In a sentence only what was turned on, and not where the bank lies.
         shown = {k: v for k, v in found["settings"].items() if k != "bank" and (k != "beta" or v)}
         sentences.append(f"TCCD is recommended for {found['model']} at {settings(shown)} ({gain}).")
     off = [
-        f"{one['model']} ({points(one['held_out']['delta'], True)} points held out, "
+        f"{one['model']} ({points(one['held_out']['delta'], True)} points on held-out pictures, "
         f"95\u202f% CI {interval(one['held_out']['ci95'], True)})"
         for one in advice
         if not one["on"]
@@ -147,6 +158,18 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def shared(block: Mapping[str, Any]) -> str:
+    """What the questions of a block share: `500 pictures, 107 question strings`."""
+    told = f"{block['pictures']:,} pictures"
+    strings = block.get("question_strings")
+    return told if strings is None else f"{told}, {strings:,} question strings"
+
+
+def unsure_ratio(vision: Cell | None) -> bool:
+    """Whether the vision cost is so near zero that a ratio to it is unsure: its interval reaches half of it."""
+    return vision is not None and vision["ci95"][0] < vision["cost"] / 2
 
 
 def _erasing(cell: Cell | None) -> str:
@@ -182,6 +205,8 @@ def findings(result: Mapping[str, Any], model: str) -> list[str]:
         other = ratio.get("vision_layer", ratio["layer"])
         where = f"At layer {ratio['layer']}" + (f" (vision at layer {other})" if other != ratio["layer"] else "")
         sentences.append(f"{where} text cost {times}.")
+        if unsure_ratio(chosen.vision if chosen else None):
+            sentences.append(NEAR_ZERO)
     elif ratio:
         reason = (ratio.get("reason") or "no reason was recorded").removeprefix("not estimable: ")
         sentences.append(f"The ratio of text to vision cost is not estimable: {minus(reason)}.")
@@ -192,9 +217,11 @@ def findings(result: Mapping[str, Any], model: str) -> list[str]:
 
 
 def _run_sentences(run: Mapping[str, Any]) -> list[str]:
-    on = "held-out questions" if run.get("chosen_on") else "questions"
+    on = "questions about held-out pictures" if run.get("chosen_on") else "questions"
+    if "pictures" in run:
+        on += f" ({shared(run)})"
     moved = f"from {percent(run['baseline'])} to {percent(run['accuracy'])}"
-    evidence = f"95\u202f% CI {interval(run['ci95'], True)}; exact McNemar p {probability(run['p_value'])}"
+    evidence = f"95\u202f% CI {interval(run['ci95'], True)}; p {probability(run['p_value'])}"
     kind = outcome(run["delta"], run["p_value"])
     size = f"{points(run['delta'], True)} points, {evidence}"
     if kind == "none":

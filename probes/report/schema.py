@@ -32,6 +32,9 @@
      "warnings"?: [{"code", "model", "text"}],
      "items"?: {model: [{...}]}}
 
+An accuracy, cell, control or tccd cell may say how many `pictures` and `question_strings` its questions share, and
+its p-value if they shared none, `p_independent`.
+
 Accuracies, costs and deltas are fractions. `cost` = baseline - accuracy, `delta` = accuracy - baseline;
 `ci95` is [low, high] of that difference (of the accuracy itself in `models`). p-values are of the exact
 McNemar test; `p_holm` is adjusted over the report's list that it stands in. `helped` counts wrong answers put
@@ -154,7 +157,10 @@ _TASK = checks.record(
 )
 _BY_TASK = checks.each(checks.every(_TASK, checks.differs("cost", -1), checks.differs("delta", 1)))
 _LABELS = checks.record({"counts": checks.named(_whole), "entropy": checks.number(0)})
+_SHARED: dict[str, Check] = {"pictures": _count, "question_strings": _count}
 _MORE: dict[str, Check] = {
+    **_SHARED,
+    "p_independent": checks.or_none(_probability),
     "bank": checks.text,
     "p_holm": checks.or_none(_probability),
     "labels": _LABELS,
@@ -242,7 +248,9 @@ _MODEL = checks.record(
     {
         "description": checks.text,
         "accuracy": checks.every(
-            checks.record({"n": _count, "correct": _whole, "accuracy": _fraction, "ci95": checks.interval}),
+            checks.record(
+                {"n": _count, "correct": _whole, "accuracy": _fraction, "ci95": checks.interval}, _SHARED
+            ),
             checks.correct,
         ),
     },

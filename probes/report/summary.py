@@ -113,6 +113,8 @@ def _across(protocol: Protocol, model: str, cell: Mapping[str, Any]) -> Row:
 def _guess(block: Mapping[str, Any] | None) -> Row | None:
     if not block:
         return None
+    if block.get("ci95"):
+        return dict(block)
     return {**block, "ci95": list(wilson(round(block["accuracy"] * block["n"]), block["n"]))}
 
 

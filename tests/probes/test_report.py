@@ -432,7 +432,7 @@ def test_sentences_follow_the_sign_and_the_test(b, c):
 def test_the_answer_of_a_realistic_result():
     text = " ".join(answer(result()))
     assert "Erasing text costs more accuracy than erasing vision: 13.8 against 0.2 points in the comp" in text
-    assert "TCCD raised held-out accuracy by 7.5 points on the competing model (p = " in text
+    assert "TCCD raised accuracy on held-out pictures by 7.5 points on the competing model (p = " in text
     assert "TCCD made no significant change on the grounded model (\u22120.2 points" in text
     grounded = " ".join(findings(result(), "grounded"))
     assert "not estimable: it reaches zero." in grounded

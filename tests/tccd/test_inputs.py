@@ -5,13 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from tccd.errors import DataError
-from tccd.inputs import PAPER_PROMPT, encode, format_prompt
+from tccd.inputs import PAPER_PROMPT, check_context, encode, format_prompt, vision_tokens
 from tccd.modality import modality_map, vision_token_ids
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<boi>", "<eoi>", "<fake_token_around_image>")
@@ -170,6 +171,20 @@ def test_a_processor_that_does_not_say_where_the_image_goes_is_refused():
 
 def test_the_prompt_of_the_published_fit():
     assert PAPER_PROMPT == "Describe what you see in this image.\nAnswer:"
+
+
+def test_the_tokens_of_pictures_are_found_wherever_a_processor_names_them():
+    """Gemma3's stand in its tokenizer and its processor under names of their own."""
+    assert vision_tokens(processor("gemma3", "with bos")) == ("<boi>", "<eoi>", "<image>")
+    config = SimpleNamespace(vision_start_token_id=IDS["<end_of_utterance>"], image_token_id=-1, eos_token_id=2)
+    assert vision_tokens(processor("llava", "none"), config) == (
+        *("<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<image>"),
+    )
+
+
+def test_a_model_that_names_no_context_has_no_limit():
+    config = SimpleNamespace(get_text_config=SimpleNamespace)
+    check_context(config, {"input_ids": torch.zeros(1, 100_000)}, ["sample 1"], new_tokens=10**9)
 
 
 @pytest.mark.parametrize("folder", [file.parent for file in ZOO], ids=lambda folder: folder.name)
