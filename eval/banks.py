@@ -10,7 +10,7 @@ from probes.arms import Arm
 from tccd import CentroidBank, TCCDConfig, fit_bank
 from tccd.data import Sample
 from tccd.decoding.references import centroid_erasure
-from tccd.engine.reference import Erasure
+from tccd.engine import Erasure
 
 
 def fit_banks(

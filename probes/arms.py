@@ -22,7 +22,7 @@ from tccd.data.pictures import picture_digest
 from tccd.decoder import Decoder, find_decoder
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import contrast
-from tccd.engine.reference import Erasure
+from tccd.engine import Erasure
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from probes.scoring import normalised
 from tccd.decoder import Decoder
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.session import ContrastSession
-from tccd.engine.packing import Step
-from tccd.engine.reference import Erasure
-from tccd.engine.session import Session
+from tccd.engine import Erasure, Session, Step
 
 
 class ErasedSession(Session):

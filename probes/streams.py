@@ -12,9 +12,7 @@ from torch import Tensor
 
 from tccd.data import Sample
 from tccd.decoder import Decoder, first_tensor
-from tccd.engine.packing import Step
-from tccd.engine.reference import Erasure
-from tccd.engine.session import Session
+from tccd.engine import Erasure, Session, Step
 from tccd.inputs import check_context, encode
 
 #: Streams of one forward hold at most about this many columns for each clean one: memory grows with them, and the

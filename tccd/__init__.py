@@ -1,4 +1,4 @@
-"""Text-centroid contrastive decoding (TCCD) for vision-language models, and the centroids behind it."""
+"""Contrastive decoding for vision-language models, text-centroid contrastive decoding (TCCD) among it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tccd.centroids.bank import CentroidBank
     from tccd.centroids.fit import fit_bank
-    from tccd.decoding.config import TCCDConfig
-    from tccd.decoding.huggingface import TCCD
+    from tccd.decoding.config import Rule, TCCDConfig
+    from tccd.decoding.huggingface import TCCD, Contrast
+    from tccd.decoding.references import blank_image, no_vision
 
 __version__ = "0.1.0"
-__all__ = ["TCCD", "CentroidBank", "TCCDConfig", "fit_bank"]
+__all__ = ["TCCD", "CentroidBank", "Contrast", "Rule", "TCCDConfig", "blank_image", "fit_bank", "no_vision"]
 
 _HOMES = {
     "CentroidBank": "tccd.centroids.bank",
     "fit_bank": "tccd.centroids.fit",
+    "Rule": "tccd.decoding.config",
     "TCCDConfig": "tccd.decoding.config",
     "TCCD": "tccd.decoding.huggingface",
+    "Contrast": "tccd.decoding.huggingface",
+    "blank_image": "tccd.decoding.references",
+    "no_vision": "tccd.decoding.references",
 }
 
 
@@ -27,3 +32,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -12,6 +12,7 @@ from tccd.cli.bank import app as bank
 from tccd.cli.console import ReportingGroup
 from tccd.cli.fit import fit
 from tccd.cli.generate import generate
+from tccd.verify.command import verify
 
 app = typer.Typer(
     name="tccd",
@@ -26,6 +27,7 @@ app.command()(fit)
 app.add_typer(probe, name="probe")
 app.command()(generate)
 app.add_typer(bank, name="bank")
+app.command()(verify)
 
 
 def _print_version(value: bool) -> None:

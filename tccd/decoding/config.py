@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from tccd.errors import ConfigError
 
 GATES = ("margin", "entropy", "jsd")
 TOKENS = ("all", "first")
+
+
+class RuleSettings(TypedDict, total=False):
+    """The settings of a `Rule`, as keywords."""
+
+    alpha_cd: float
+    beta: float
+    gate: str | None
+    gate_threshold: float
+    gate_ramp: float
+    tokens: str
+
+
+class TCCDSettings(RuleSettings, total=False):
+    """The settings of a `TCCDConfig`, as keywords."""
+
+    alpha_interp: float
+    layer: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +79,7 @@ class Rule:
             )
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from a mapping, refusing keys that are not settings.
 
         Raises:

@@ -7,7 +7,7 @@ import sys
 import threading
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
@@ -15,12 +15,12 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerationMi
 
 from tccd.centroids.bank import CentroidBank
 from tccd.decoder import find_decoder
-from tccd.decoding.config import Rule, TCCDConfig
-from tccd.decoding.processor import TCCDLogitsProcessor, WatchingSession
+from tccd.decoding.config import Rule, RuleSettings, TCCDConfig, TCCDSettings
+from tccd.decoding.logits_processor import TCCDLogitsProcessor, WatchingSession
 from tccd.decoding.references import centroid_erasure, text_layer
 from tccd.decoding.session import Contrasted, ContrastSession
 from tccd.engine.reference import EMBEDDINGS, Reference
-from tccd.engine.refusals import check_model
+from tccd.engine.support import check_model
 from tccd.errors import ConfigError, UnsupportedModelError
 
 _MODES = (
@@ -65,7 +65,9 @@ class Contrast:
         1
     """
 
-    def __init__(self, model: Any, reference: Reference, *, rule: Rule | None = None, **settings: Any) -> None:
+    def __init__(
+        self, model: Any, reference: Reference, *, rule: Rule | None = None, **settings: Unpack[RuleSettings]
+    ) -> None:
         if rule is not None and settings:
             raise ConfigError("settings were given both one by one and as rule; give them once")
         self._set_up(model, reference, Rule.from_dict(settings) if rule is None else rule)
@@ -214,7 +216,7 @@ class TCCD(Contrast):
         *,
         config: TCCDConfig | None = None,
         fitted_on: str | None = None,
-        **settings: Any,
+        **settings: Unpack[TCCDSettings],
     ) -> None:
         if config is not None and settings:
             raise ConfigError("settings were given both one by one and as config; give them once")

@@ -52,7 +52,9 @@ def text_layer(bank: CentroidBank, layer: int | None) -> int:
     """
     if layer is None:
         found = bank.layers("text")
-        if len(found) != 1:
+        if not found:
+            raise ConfigError("the bank has no text centroids, which TCCD needs; fit text=LAYER (tccd fit)")
+        if len(found) > 1:
             raise ConfigError(f"the bank holds text centroids of layers {list(found)}; say layer=...")
         return found[0]
     bank.centroids("text", layer)

@@ -13,8 +13,8 @@ from tccd.decoding.config import Rule
 from tccd.decoding.contrast import combine, contrast
 from tccd.engine.packing import Step
 from tccd.engine.reference import Reference
-from tccd.engine.refusals import check_uncompiled
 from tccd.engine.session import Session
+from tccd.engine.support import check_uncompiled
 from tccd.errors import ConfigError
 
 

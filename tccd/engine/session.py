@@ -24,8 +24,8 @@ from tccd.engine import masks, streams
 from tccd.engine.installation import current, install, session_of, uninstall
 from tccd.engine.packing import CausalFirst, PackedCache, Step, is_suffix, on
 from tccd.engine.reference import EMBEDDINGS, Reference
-from tccd.engine.refusals import check_cache, check_call, check_model, check_prefix, naming_layer, run_alone
 from tccd.engine.streams import ErasedLayer
+from tccd.engine.support import check_cache, check_call, check_model, check_prefix, naming_layer, run_alone
 from tccd.errors import ConfigError, UnsupportedModelError
 from tccd.modality import modality_map, vision_token_ids
 

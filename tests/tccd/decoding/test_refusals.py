@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 
 from tccd import TCCD, CentroidBank, TCCDConfig
-from tccd.engine.refusals import check_uncompiled
+from tccd.engine.support import check_uncompiled
 from tccd.errors import BankMismatchError, ConfigError, ModalityError, UnsupportedModelError
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, text_bank, text_centroids
 from tests.tccd.decoding.test_modes import Recorder, assert_nothing_left
@@ -63,7 +63,7 @@ def test_bank_of_another_model(model):
 
 def test_bank_without_text_or_with_several_layers(model):
     vision = CentroidBank.from_arrays(model, {("vision", 1): text_centroids()})
-    refused(lambda: TCCD(model, vision), ConfigError, r"text centroids of layers \[\]")
+    refused(lambda: TCCD(model, vision), ConfigError, "no text centroids", "fit text=")
     two = CentroidBank.from_arrays(model, {("text", 1): text_centroids(), ("text", 2): text_centroids()})
     refused(lambda: TCCD(model, two), ConfigError, r"\[1, 2\]", "layer=")
     assert TCCD(model, two, layer=2).layer == 2

@@ -15,10 +15,10 @@ from tccd.decoder import find_decoder, first_tensor, replace_first
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import contrast
 from tccd.decoding.vllm.settings import PREFIX
-from tccd.decoding.vllm.verify.engine import Reply, Request
-from tccd.decoding.vllm.verify.requests import Prepared
 from tccd.inputs import encode
 from tccd.modality import vision_token_ids
+from tccd.verify.engine import Reply, Request
+from tccd.verify.requests import Prepared
 
 #: Below it a log-probability is none: an implausible token's, which vLLM gets far below and transformers at -inf.
 NOTHING = -5000.0

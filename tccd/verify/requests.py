@@ -19,9 +19,9 @@ from tccd.cli.model import Loaded, load_model
 from tccd.data import Sample, load_samples
 from tccd.decoder import find_decoder
 from tccd.decoding.vllm.settings import PREFIX
-from tccd.decoding.vllm.verify.engine import Request
 from tccd.errors import ConfigError
 from tccd.inputs import encode, format_prompt
+from tccd.verify.engine import Request
 
 #: Centroids of a bank made here, and pictures whose text states they are.
 K, PICTURES = 16, 16

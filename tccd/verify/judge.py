@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tccd.decoding.vllm.settings import PREFIX
-from tccd.decoding.vllm.verify.engine import Reply, Request, Trial, medians, on_gpu
-from tccd.decoding.vllm.verify.reference import NOTHING, Checked, Step, difference
-from tccd.decoding.vllm.verify.requests import Prepared
+from tccd.verify.engine import Reply, Request, Trial, medians, on_gpu
+from tccd.verify.reference import NOTHING, Checked, Step, difference
+from tccd.verify.requests import Prepared
 
 #: Largest difference of a log-probability in fp32.
 TIGHT = 1e-3

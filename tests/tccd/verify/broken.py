@@ -1,4 +1,4 @@
-"""`verify` on an engine whose plugin was broken on purpose: `python broken.py KIND ARGUMENTS`.
+"""`verify` on an engine whose plugin was broken on purpose: `python broken.py KIND verify OPTIONS`.
 
 Its processes import this file anew, so each of them breaks what it loads.
 """
@@ -60,7 +60,7 @@ if VARIABLE in os.environ:
     plugin.register = broken
 
 if __name__ == "__main__":
-    from tccd.decoding.vllm.verify.__main__ import app
+    from tccd.__main__ import main
 
     os.environ[VARIABLE] = sys.argv.pop(1)
-    app()
+    main()
