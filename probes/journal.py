@@ -171,7 +171,8 @@ def _remove(folder: Path) -> None:
     mine = [file for file in files if file.name in own or file.match(_CHUNKS) or file.match(".*.tmp")]
     if len(mine) < len(files):
         for file in mine:
-            file.unlink(missing_ok=True)
+            if file.name != LOCK_FILE:  # it stays; see `tccd.locking`
+                file.unlink(missing_ok=True)
         return
     # In one step: half of a journal would look like a run to resume.
     gone = folder.with_name(f".{folder.name}.done")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -19,7 +20,7 @@ from probes.report.page import render
 from probes.report.schema import plain
 from tccd.__main__ import app
 from tccd.data import load_samples
-from tccd.errors import ConfigError, DataError
+from tccd.errors import BankMismatchError, ConfigError, DataError
 from tests.probes.probed import probed
 from tests.probes.test_resume import make_bank
 
@@ -143,3 +144,19 @@ def test_compared_reports_keep_what_each_said(result):
     assert told(merged)[-1] == (
         "The bank was fitted on owner/base, another model than this one, as --fitted-on said."
     )
+
+
+def test_a_bank_taken_on_its_word_is_named(samples, banks):
+    model, processor = load("llava-grounded")
+    ask = partial(run, model, processor, samples, banks["older"], Grid(layers={"text": (1,)}), name="m")
+    with pytest.raises(BankMismatchError, match="fingerprint"):
+        ask()
+    result = ask(fitted_on="llava-competing")
+    assert result["config"]["fitted_on"] == "llava-competing"
+    assert told(result)[-1].startswith("The bank was fitted on llava-competing, another model than this one")
+    assert told(result)[-1] in render(plain(result))
+
+
+def test_a_bank_that_fits_anyway_is_not_taken_on_its_word(zoo, samples, banks):
+    result = run(*zoo, samples, banks["older"], Grid(layers={"text": (1,)}), fitted_on="llava-competing")
+    assert "fitted_on" not in result["config"]

@@ -6,15 +6,21 @@ import builtins
 import errno
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from eval.zoo import load, path
+from probes import replacement
 from probes.journal import FOLDER
 from probes.report import publish
+from probes.streams import encode_samples
 from tccd.__main__ import app
-from tccd.cli import model
+from tccd.cli import model as models
+from tccd.data import load_samples
+from tccd.errors import DataError
+from tccd.inputs import check_samples
 from tests.probes.test_resume import make_bank
 
 
@@ -39,8 +45,8 @@ def probe(bank, tmp_path):
 def loads(monkeypatch):
     """Which models were loaded: none, where a refusal is early."""
     found = []
-    original = model.load_model
-    monkeypatch.setattr(model, "load_model", lambda *args: found.append(args[0]) or original(*args))
+    original = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda *args: found.append(args[0]) or original(*args))
     return found
 
 
@@ -63,11 +69,31 @@ def test_a_place_that_can_t_be_written_is_told_before_the_run(probe, loads, tmp_
     assert loads == []
 
 
-def test_an_image_token_in_a_prompt_is_refused_before_the_first_forward(probe, tmp_path):
-    result = probe("--prompt", "what is <image> this?")
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [("what is <image> this?", "the prompt holds '<image>'"), ("why " * 5000, "but the model reads at most")],
+    ids=["image-token", "too-long"],
+)
+def test_a_prompt_that_can_t_be_asked_is_refused_before_the_first_forward(
+    probe, monkeypatch, tmp_path, prompt, told
+):
+    monkeypatch.setattr(replacement, "answer", None)
+    result = probe("--prompt", prompt)
     assert result.exit_code == 1
-    assert "the prompt holds '<image>'" in result.stderr
+    assert result.stderr.startswith("tccd: sample ")
+    assert told in result.stderr
     assert not (tmp_path / "out" / FOLDER).exists()
+
+
+def test_a_prompt_that_is_too_long_with_its_picture_is_named():
+    model, processor = load("llava-competing")
+    limit = model.config.text_config.max_position_embeddings
+    sample = next(iter(load_samples("easy-vqa", limit=1)))
+    words = len(processor.tokenizer("why " * 100)["input_ids"]) / 100
+    long = replace(sample, prompt="why " * int((limit - 30) / words))
+    check_samples(model, processor, [long])
+    with pytest.raises(DataError, match=rf"sample {sample.id}: .* tokens with its picture"):
+        encode_samples(model, processor, [long])
 
 
 def test_a_report_that_could_not_be_written_costs_no_answer(probe, monkeypatch, tmp_path):
