@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tccd.errors import ConfigError, DataError, TCCDError
+from tccd.errors import ConfigError, TCCDError
 
 
 class Loaded(NamedTuple):
@@ -64,7 +65,7 @@ def load_model(
         raise TCCDError(f"can't load model {source[:200]!r}: {_reason(error)}") from error
     find_decoder(model)
     _check_weights(source, model, found)
-    _check_template(source, processor)
+    _check_files(source, processor, model)
     if dtype == "auto" and place.type == "cpu" and model.dtype == torch.float16:
         model = model.float()
     return Loaded(model.eval().to(place), processor)
@@ -137,18 +138,22 @@ def _check_weights(source: str, model: Any, found: dict[str, Any]) -> None:
             )
 
 
-def _check_template(source: str, processor: Any) -> None:
-    """Refuse a processor that can't put a question, before the first is asked."""
-    from tccd.inputs import format_prompt
+def _check_files(source: str, processor: Any, model: Any) -> None:
+    """Refuse a processor that can't put a picture before its model, and damaged settings of generation."""
+    from tccd.inputs import check_processor
 
+    settings = Path(source, "generation_config.json")
     try:
-        format_prompt(processor, "?")
-    except DataError:
-        raise
-    except Exception as error:  # jinja's own kinds, and what a template raises by itself
+        check_processor(processor, model.config)
+        if settings.is_file():
+            # transformers leaves a damaged one aside, and with it the tokens that end an answer.
+            json.loads(settings.read_bytes())
+    except TCCDError as error:
+        raise TCCDError(f"can't load model {source[:200]!r}: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise TCCDError(
-            f"can't load model {source[:200]!r}: its chat template can't be used ({str(error)[:200]}); repair "
-            "chat_template.jinja, or download it again"
+            f"can't load model {source[:200]!r}: {settings.name} is no JSON ({str(error)[:200]}); download or "
+            "copy it again"
         ) from error
 
 
@@ -168,4 +173,10 @@ def _device(name: str) -> Any:
     }.get(device.type, 1)
     if (device.index or 0) >= there:
         raise ConfigError(f"device {name!r} is not there; found {there} of type {device.type}")
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # each backend has its own
+        raise ConfigError(
+            f"device {name!r} can't be used: {str(error)[:200]}; expected cpu, cuda or mps"
+        ) from error
     return device

@@ -235,7 +235,11 @@ def test_no_such_model(tmp_path, bank_file, picture):
 
 
 def test_no_such_device(model_dir, bank_file):
-    for device, message in (("tpu9", "unknown device 'tpu9'"), ("cuda:99", "device 'cuda:99' is not there")):
+    for device, message in (
+        ("tpu9", "unknown device 'tpu9'"),
+        ("cuda:99", "device 'cuda:99' is not there"),
+        ("meta", "device 'meta' can't be used"),
+    ):
         result = run("bank", "verify", bank_file, "--model", model_dir, "--device", device)
         assert result.exit_code == 2
         assert message in result.stderr
