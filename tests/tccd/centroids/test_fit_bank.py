@@ -13,6 +13,11 @@ from tests.tccd.centroids.test_harvest import oracle
 from tests.tiny import cached_tiny
 
 
+@pytest.fixture(autouse=True)
+def _kept_harvests_go_with_the_test(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
+
+
 def fit(family="llava", given=None, **options):
     options = {"layers": {"text": (1, 2), "vision": 2}, "k": 4, "prompt": None, "batch_size": 3, **options}
     options = {"text_tokens": 5, "backend": "faiss-cpu", "created": "2026-01-01", **options}
