@@ -112,6 +112,32 @@ def test_autocast_does_not_reach_the_distances():
         assert torch.equal(centroids.replace(x, 0.4), plain[1])
 
 
+@pytest.mark.parametrize("setting", ["high", "medium"])
+@pytest.mark.parametrize("rows", [1, 4, 300])
+def test_low_matmul_precision_does_not_reach_the_distances(setting, rows):
+    """On a CPU with bf16 products "medium" rounds both factors of every fp32 product."""
+    draw = torch.Generator().manual_seed(3)
+    centroids = Centroids(torch.randn(64, 512, generator=draw))
+    x = torch.randn(rows, 512, generator=draw)
+    expected = centroids._scores(x), centroids.nearest(x), centroids.replace(x, 0.4)
+    torch.set_float32_matmul_precision(setting)
+    try:
+        rounded = torch.backends.mkldnn.matmul.fp32_precision
+        assert rounded == {"high": "tf32", "medium": "bf16"}[setting]
+        assert (centroids.nearest(x) == expected[1]).all()
+        assert torch.equal(centroids.replace(x, 0.4), expected[2])
+        with replacement._unrounded("cpu"):
+            assert torch.equal(centroids._scores(x), expected[0])
+        assert torch.backends.mkldnn.matmul.fp32_precision == rounded
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_moved_centroids_are_kept():
+    centroids = Centroids(torch.randn(3, 4))
+    assert centroids.to("meta") is centroids.to("meta") is not centroids
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunks_change_nothing(monkeypatch, dtype):
     x, c = draw(0, 101, 16).to(dtype), draw(1, 8, 16)
