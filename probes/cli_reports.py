@@ -67,7 +67,8 @@ def compare(
 
     \b
     The models must have answered the same questions. Writes report.json,
-    report.html and CSV tables. With --json, prints the table.
+    report.html and CSV tables. With --json, prints the table, and every two
+    models by the paired difference of accuracy and of both costs.
 
     \b
     Examples:
@@ -77,6 +78,7 @@ def compare(
     from probes.compare import compare as merge
     from probes.compare import read_report
     from probes.report import write_report
+    from probes.report.pairs import between_models
     from probes.report.summary import summarise
     from probes.report.tables import flat_model
 
@@ -90,9 +92,15 @@ def compare(
     files = write_report(merged, out)
     summary = summarise(merged)
     if as_json:
-        print_json({"models": [flat_model(row) for row in summary], "files": [str(file) for file in files]})
+        found = {"models": [flat_model(row) for row in summary], "differences": between_models(merged)}
+        print_json(found | {"files": [str(file) for file in files]})
     else:
-        _show_models(summary, files)
+        _show_models(summary)
+        _show_differences(between_models(merged))
+        for warning in merged.get("warnings") or ():
+            output().print(f"Warning: {warning['model']}: {warning['text']}", markup=False, soft_wrap=True)
+        for file in files:
+            output().print(str(file), markup=False, soft_wrap=True)
 
 
 def _show_advice(advice: Mapping[str, Any]) -> None:
@@ -136,7 +144,7 @@ def power_of(advice: Mapping[str, Any]) -> str:
     return f"power: a true gain of {', '.join(told)}"
 
 
-def _show_models(summary: Sequence[dict[str, Any]], files: Sequence[Path]) -> None:
+def _show_models(summary: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     from probes.report.tables import flat_model
@@ -161,10 +169,25 @@ def _show_models(summary: Sequence[dict[str, Any]], files: Sequence[Path]) -> No
         table.add_column(_plain(row["model"]), justify="right", overflow="fold")
     for title, key in measures.items():
         table.add_row(title, *(_figure(key, row.get(key)) for row in rows))
-    console = output()
-    console.print(table)
-    for file in files:
-        console.print(str(file), markup=False, soft_wrap=True)
+    output().print(table)
+
+
+def _show_differences(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.table import Table
+
+    from probes.report.pairs import MEASURES
+
+    if not rows:
+        return
+    table = Table(
+        "First less second", "Of", "Points", "95 % interval", "p (Holm)", title="Two models, by difference"
+    )
+    for row in rows:
+        low, high = (f"{100 * bound:+.1f}" for bound in row["ci95"])
+        names = " less ".join(map(_plain, row["models"]))
+        figures = f"{100 * row['difference']:+.1f}", f"{low} to {high}", f"{row['p_holm']:.2g}"
+        table.add_row(names, MEASURES[row["measure"]], *figures)
+    output().print(table)
 
 
 def _figure(key: str, value: Any) -> str:

@@ -10,13 +10,16 @@ from tccd.cli.console import output
 
 
 def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Print a result's cells, controls and settings of TCCD as tables, and where its files are.
+    """Print a result's cells, controls and settings of TCCD as tables, its answer and warnings, and where its
+    files are.
 
     Args:
         result: as `probes.replacement.run` gives it.
         files: of its report.
     """
     from rich.table import Table
+
+    from probes.report.prose import answer, shared
 
     console = output()
     for name, model in result["models"].items():
@@ -25,6 +28,10 @@ def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
             for key, title in (("accuracy", "accuracy"), ("blind", "image withheld"), ("majority", "majority"))
         )
         console.print(f"{name}: {figures}", markup=False)
+        if "pictures" in model["accuracy"]:
+            console.print(
+                f"  {model['accuracy']['n']:,} questions about {shared(model['accuracy'])}", markup=False
+            )
     for part, title in (("cells", "Centroid cost"), ("controls", "Controls")):
         if not result[part]:
             continue
@@ -49,6 +56,10 @@ def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
         for protocols in result["protocols"].values():
             for protocol in protocols:
                 console.print(f"{protocol['name']}: mean gain {100 * protocol['mean']:+.1f} ({protocol['note']})")
+    for sentence in answer(result):
+        console.print(sentence, markup=False, soft_wrap=True)
+    for warning in result.get("warnings") or ():
+        console.print(f"Warning: {warning['model']}: {warning['text']}", markup=False, soft_wrap=True)
     for file in files:
         console.print(str(file), markup=False, soft_wrap=True)
 

@@ -16,6 +16,7 @@ WHAT = {
     "report-tccd.csv": "one row a TCCD setting",
     "report-tasks.csv": "one row a task of each of these",
     "report-labels.csv": "one row an answer given",
+    "report-differences.csv": "one row a pair of models and a measure",
     "report-questions.csv": "one row a question",
 }
 

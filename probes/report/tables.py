@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from probes.protocols import SETTINGS
+from probes.report.pairs import between_models
 from probes.report.summary import Row
 
 _CELL = ("model", "modality", "layer", "k", "bank", "alpha_interp", "segment")
@@ -18,7 +19,8 @@ def csv_tables(result: Mapping[str, Any], summary: Sequence[Row]) -> dict[str, s
 
     `report-models.csv`: one row a model; `report-cells.csv`: one a measured cell or control;
     `report-tccd.csv`: one a TCCD setting; `report-tasks.csv`: one a task of any of these; `report-labels.csv`:
-    one an answer given; `report-questions.csv`: one a question.
+    one an answer given; `report-differences.csv`: one a pair of models and a measure; `report-questions.csv`:
+    one a question.
     Accuracies, costs, deltas and their bounds are fractions.
 
     Args:
@@ -28,14 +30,41 @@ def csv_tables(result: Mapping[str, Any], summary: Sequence[Row]) -> dict[str, s
     erased = [{"control": None} | dict(c) for c in result["cells"]]
     erased += [{**c, "control": c["kind"]} for c in result.get("controls") or ()]
     contrasted = list(result.get("tccd_cells") or ())
-    cells = ("control", *_CELL, "n", "baseline", "accuracy", "cost", "low", "high", "p_value", "p_holm")
-    gains = ("model", *SETTINGS, "n", "baseline", "accuracy", "delta", "low", "high", "p_value", "p_holm")
+    cells = (
+        "control",
+        *_CELL,
+        "n",
+        "baseline",
+        "accuracy",
+        "cost",
+        "low",
+        "high",
+        "p_value",
+        "p_independent",
+        "p_holm",
+        "clustered_by",
+    )
+    gains = (
+        "model",
+        *SETTINGS,
+        "n",
+        "baseline",
+        "accuracy",
+        "delta",
+        "low",
+        "high",
+        "p_value",
+        "p_independent",
+        "p_holm",
+        "clustered_by",
+    )
     tables = {
         "report-models.csv": _csv(_MODEL, map(flat_model, summary)),
         "report-cells.csv": _csv((*cells, "displacement", "entropy"), map(_flat, erased)),
         "report-tccd.csv": _csv((*gains, "helped", "harmed", "entropy"), map(_flat, contrasted)),
         "report-tasks.csv": _csv(_TASK, _tasks([*erased, *contrasted])),
         "report-labels.csv": _csv(("model", "answered_by", "label", "questions"), _labels(result, summary)),
+        "report-differences.csv": _csv(_DIFFERENCE, _differences(result)),
         "report-questions.csv": _csv(_QUESTION, _questions(result)),
     }
     return {name: text for name, text in tables.items() if text}
@@ -53,7 +82,8 @@ _TASK = (
     *("control", *_CELL, "alpha_cd", "beta", "gate", "task", "n", "baseline", "accuracy", "cost", "delta"),
     *("low", "high"),
 )
-_QUESTION = ("model", "id", "image_id", "task", "answer", "plain", "right", "blind_right")
+_DIFFERENCE = ("model", "other_model", "measure", "n", "difference", "low", "high", "p_value", "p_holm")
+_QUESTION = ("model", "id", "image_id", "picture", "prompt", "task", "answer", "plain", "right", "blind_right")
 
 
 def flat_model(row: Row) -> Row:
@@ -109,6 +139,12 @@ def _labels(result: Mapping[str, Any], summary: Iterable[Row]) -> Iterable[Row]:
         ):
             for label, count in (((of or {}).get(key) or {}).get("counts") or {}).items():
                 yield {"model": row["model"], "answered_by": source, "label": label, "questions": count}
+
+
+def _differences(result: Mapping[str, Any]) -> Iterable[Row]:
+    for row in between_models(result):
+        one, other = row["models"]
+        yield {**_flat(row), "model": one, "other_model": other}
 
 
 def _questions(result: Mapping[str, Any]) -> Iterable[Row]:

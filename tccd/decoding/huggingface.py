@@ -168,11 +168,17 @@ class Contrast:
         return TCCDLogitsProcessor(session)
 
     def _check_same(self, model: Any) -> None:
-        if model is not self.model:
-            raise ConfigError(
-                f"this {type(self).__name__} was made for another {type(self.model).__name__} than the one that "
-                "generates; make one for each model"
+        if model is self.model:
+            return
+        ours, name = type(self.model).__name__, type(self).__name__
+        if any(model is part for part in self.model.modules()):
+            raise UnsupportedModelError(
+                f"{ours} hands generation over to its {type(model).__name__}, which is given the image without "
+                f"token ids; {name} reads the image's place from token ids, so it can't follow"
             )
+        raise ConfigError(
+            f"this {name} was made for another {ours} than the one that generates; make one for each model"
+        )
 
 
 class TCCD(Contrast):

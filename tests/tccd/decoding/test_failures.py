@@ -235,3 +235,34 @@ def test_cross_attention_is_refused_with_its_reason(door):
         call(model, batch(), door)
     assert state(model) == before
     assert model.generate(**copy.copy(batch()), max_new_tokens=2, do_sample=False).shape == (2, 11)
+
+
+def instructblip() -> tuple[Any, dict[str, Tensor]]:
+    """A tiny InstructBLIP, whose `generate` calls that of its language model, and its inputs."""
+    import transformers as hf
+
+    text = hf.LlamaConfig(vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=4)
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = hf.InstructBlipVisionConfig(**tower, image_size=8, patch_size=4)
+    bridge = hf.InstructBlipQFormerConfig(**tower, vocab_size=VOCAB, encoder_hidden_size=32)
+    config = hf.InstructBlipConfig(
+        vision_config=vision.to_dict(),
+        qformer_config=bridge.to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=4,
+        image_token_index=IMAGE,
+    )
+    ids = torch.randint(3, 110, (1, 9))
+    ids[:, 1:5] = IMAGE
+    batch = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 8, 8), "qformer_input_ids": ids[:, 5:]}
+    return hf.InstructBlipForConditionalGeneration(config).eval(), batch
+
+
+def test_generation_by_a_part_of_the_model_is_refused_with_its_reason():
+    model, batch = instructblip()
+    before = state(model)
+    with pytest.raises(
+        UnsupportedModelError, match=r"InstructBlip\w+ hands generation over to its LlamaForCausalLM"
+    ):
+        generate(model, batch, 2, TCCD(model, text_bank(model, LAYER)))
+    assert state(model) == before
