@@ -24,7 +24,8 @@ from tccd.cli.fit import Backend, fit
 from tccd.cli.generate import Gate, Tokens, generate, read_questions
 from tccd.cli.model import load_model
 from tccd.cli.options import parse_columns, parse_layers, settle_layers, single_layers
-from tccd.decoding.config import GATES, TOKENS, TCCDConfig
+from tccd.decoding.config import TOKENS, TCCDConfig
+from tccd.decoding.gates import GATES
 from tccd.errors import ConfigError, DataError, TCCDError
 from tccd.inputs import encode
 
@@ -189,7 +190,7 @@ def test_defaults_are_those_of_the_library():
         "text": (12,),
         "vision": (16,),
     }
-    assert tuple(Gate) == GATES
+    assert tuple(Gate) == tuple(GATES)
     assert tuple(Tokens) == TOKENS
     assert tuple(Backend) == BACKENDS
 
