@@ -25,6 +25,7 @@ from eval.banks import arms, fit_banks
 from eval.datasets.easy_vqa import balanced, halves, majority_answers, minority, sample
 from eval.zoo import load
 from probes.arms import Answers, answer
+from probes.clusters import clusters_of_samples
 from probes.outcomes import gain
 from probes.replacement import envelope
 from tccd import CentroidBank, TCCDConfig
@@ -121,12 +122,12 @@ def result(bar: Progress, questions: int | None = None, fit: int = 1500, seed: i
     }
     for name in MODELS:
         answers = measure(name, banks[name], second, wanted, bar)
-        plain = answers.clean_correct
+        plain, clusters = answers.clean_correct, clusters_of_samples(second)
         for (rule, index), contrasted in zip(chosen.items(), answers.arms_correct, strict=True):
-            block = gain(plain, contrasted)
+            block = gain(plain, contrasted, clusters=clusters)
             for subset, ids in subsets.items():
                 at = np.array([s.id in ids for s in second])
-                block[subset] = gain(plain[at], contrasted[at])
+                block[subset] = gain(plain[at], contrasted[at], clusters=clusters[at])
             block["choosing_delta"] = float(changes[name][index])
             rules[rule]["models"][name] = block
     config = {"seed": seed, "choosing": len(first), "held_out": len(second), "settings": len(settings)}
@@ -135,7 +136,7 @@ def result(bar: Progress, questions: int | None = None, fit: int = 1500, seed: i
 
 def table(report: dict[str, Any]) -> Table:
     """Held-out change in points by rule and model."""
-    shown = Table(title="Held-out change in accuracy, points (exact McNemar p)")
+    shown = Table(title="Change on held-out pictures, points (largest p of by question, picture and string)")
     for head in ("rule", "settings", *(f"{name}: {part}" for name in MODELS for part in ("all", "balanced"))):
         shown.add_column(head)
     for rule, found in report["rules"].items():

@@ -1,7 +1,7 @@
 """`make demo`: the whole job on the default models and easy-VQA's test split, in one report.
 
 Banks are fitted on train images. Centroid cost is measured by layer. TCCD's settings are chosen on half of
-the test images with the competing model, and both models are measured at them on the other half, by really
+the test pictures with the competing model, and both models are measured at them on the other half, by really
 generating.
 """
 
@@ -30,9 +30,11 @@ from eval.banks import arms, fit_banks
 from eval.datasets.easy_vqa import balanced, halves, majority_answers, minority, sample
 from eval.zoo import load
 from probes.arms import answer
+from probes.clusters import clusters_of_samples
 from probes.outcomes import accuracy, gain
 from probes.replacement import envelope, run
 from probes.report import write_report
+from probes.report.prose import answer as answer_of
 from tccd import TCCD, CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.inputs import encode
@@ -137,7 +139,8 @@ class Demo:
             for arm, title, door in (("plain", "plain answers", None), ("tccd", "TCCD answers", tccd))
         }
         rows = [
-            {"id": s.id, "image_id": s.image_id, "task": s.task, "prompt": s.prompt, "answer": s.answer}
+            {"id": s.id, "image_id": s.image_id, "picture": s.picture_digest, "task": s.task}
+            | {"prompt": s.prompt, "answer": s.answer}
             | {arm: words[arm][i] for arm in words}
             for i, s in enumerate(self.held_out)
         ]
@@ -157,13 +160,14 @@ class Demo:
     def _blocks(self, rows: list[dict]) -> dict[str, Any]:
         plain = np.array([r["plain"] == r["answer"] for r in rows])
         contrasted = np.array([r["tccd"] == r["answer"] for r in rows])
+        clusters = clusters_of_samples(self.held_out)
 
         def subset(samples: Sequence[Sample], note: str) -> dict[str, Any]:
             ids = {s.id for s in samples}
             at = np.array([r["id"] in ids for r in rows])
-            return gain(plain[at], contrasted[at]) | {"note": note}
+            return gain(plain[at], contrasted[at], clusters=clusters[at]) | {"note": note}
 
-        return gain(plain, contrasted, [r["task"] for r in rows]) | {
+        return gain(plain, contrasted, [r["task"] for r in rows], clusters) | {
             "balanced": subset(balanced(self.held_out), "yes/no questions, as many yes as no for each question"),
             "minority": subset(
                 minority(self.held_out, self.majority), "answers that are not their question's most frequent one"
@@ -173,7 +177,7 @@ class Demo:
     def blind(self) -> dict[str, Any]:
         """Accuracy of each question's most frequent train answer: what can be had without the image."""
         right = np.array([self.majority.get(s.prompt) == s.answer for s in self.held_out])
-        return accuracy(right)
+        return accuracy(right, clusters_of_samples(self.held_out))
 
     def examples(self, name: str, bank: CentroidBank, config: TCCDConfig, rows: list[dict]) -> list[dict]:
         """A few held-out questions, the first of each kind: put right, made wrong, and kept."""
@@ -237,12 +241,15 @@ def result(pool: Workers, sizes: Sizes, seed: int) -> dict[str, Any]:
         "models": {n: found[n][1]["models"][n] | {"description": MODELS[n], "blind": blind} for n in MODELS},
         "cells": [cell for name in MODELS for cell in found[name][1]["cells"]],
         "ratio": {key: value for name in MODELS for key, value in found[name][1]["ratio"].items()},
+        "data": {n: found[n][1]["data"][n] for n in MODELS},
+        "warnings": [warning for name in MODELS for warning in found[name][1]["warnings"]],
         "tccd": {},
         "examples": [],
         "items": {},
         "questions": {name: found[name][1]["questions"][name] for name in MODELS},
     }
-    chosen_on = {"model": "competing"} | gain(plain, contrasted[best])
+    in_sample = float(contrasted[best].mean() - plain.mean())
+    chosen_on = {"model": "competing", "n": len(plain), "in_sample_delta": in_sample}
     settings = {"chosen_with": "competing", "k": k} | asdict(config)
     for name, (blocks, rows, examples) in reversed(list(zip(MODELS, measured, strict=True))):
         report["tccd"][name] = {"settings": settings, "chosen_on": chosen_on} | blocks
@@ -312,8 +319,19 @@ def table(report: dict[str, Any]) -> list[Table]:
         rows.setdefault((cell["model"], cell["modality"], cell["k"]), {})[cell["layer"]] = cell
     for (model, modality, k), by_layer in rows.items():
         cost.add_row(model, modality, str(k), *(f"{100 * by_layer[layer]['cost']:.1f}" for layer in layers))
-    gains = Table(title="TCCD on held-out images, settings chosen on the others with the competing model")
-    for head in ("model", "questions", "n", "plain", "TCCD", "change", "95 % interval", "p (exact McNemar)"):
+    gains = Table(title="TCCD on held-out pictures, settings chosen on the others with the competing model")
+    for head in (
+        "model",
+        "questions",
+        "n",
+        "pictures",
+        "strings",
+        "plain",
+        "TCCD",
+        "change",
+        "95 % interval",
+        "p",
+    ):
         gains.add_column(head, justify="left" if head in ("model", "questions") else "right")
     for model, block in report["tccd"].items():
         for title, part in (("all", block), ("balanced", block["balanced"]), ("minority", block["minority"])):
@@ -321,7 +339,8 @@ def table(report: dict[str, Any]) -> list[Table]:
             figures = [f"{100 * part[key]:.1f}" for key in ("baseline", "accuracy")]
             figures.append(f"{100 * part['delta']:+.1f}")
             interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
-            gains.add_row(model, title, str(part["n"]), *figures, interval, f"{part['p_value']:.2g}")
+            counts = [str(part[key]) for key in ("n", "pictures", "question_strings")]
+            gains.add_row(model, title, *counts, *figures, interval, f"{part['p_value']:.2g}")
     return [cost, gains]
 
 
@@ -339,6 +358,12 @@ def main(out: Path = Path("out/demo"), sizes: Sizes | None = None) -> dict[str, 
     console = Console()
     for each in table(report):
         console.print(each)
+    console.print(
+        "Held out are pictures; their question strings were seen. Intervals and p: the widest and the largest of "
+        "by question, by picture and by question string."
+    )
+    for sentence in answer_of(report):
+        console.print(sentence, markup=False)
     for example in report["examples"][:4]:
         question = f"{example['prompt']} (truth: {example['answer']})"
         console.print(f"{question}  plain: [red]{example['plain']}[/]  TCCD: [green]{example['tccd']}[/]")

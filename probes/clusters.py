@@ -22,6 +22,7 @@ from probes.statistics import (
     score_interval,
     wilson_interval,
 )
+from tccd.data import Sample
 from tccd.errors import DataError, require
 
 FEWEST = 6
@@ -122,6 +123,11 @@ def clusters_of(questions: Mapping[str, Any]) -> Clusters:
     wordings where the report has them.
     """
     return Clusters.of(questions.get("picture") or questions["image_id"], questions.get("prompt"))
+
+
+def clusters_of_samples(samples: Sequence[Sample]) -> Clusters:
+    """Which samples show the same picture, and which ask in the same words."""
+    return Clusters.of([s.picture_digest for s in samples], [s.prompt for s in samples])
 
 
 def clustered(

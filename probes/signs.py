@@ -81,7 +81,7 @@ def gains_of_many(
 
 
 def _judged(
-    sums: NDArray[np.int_], total: NDArray[np.float64], shift: NDArray[np.float64], draws: int, seed: int
+    sums: NDArray[np.int_], total: NDArray[np.floating], shift: NDArray[np.floating], draws: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """p-values and power from turns of one clustering's signs."""
     scale = np.sqrt((sums.astype(float) ** 2).sum(axis=0))

@@ -32,18 +32,6 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Accuracies of two runs over the same `n` items; `cost` = baseline - other, with its interval."""
-
-    n: int
-    baseline: float
-    other: float
-    cost: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Asymmetry:
     """Unweighted means over tasks; `ratio` keeps its sign and is None where the vision cost is zero."""
 
@@ -127,25 +115,6 @@ def mcnemar_counts(b: int, c: int, test: Literal["exact", "chi2"] = "exact") -> 
     tables = require("statsmodels.stats.contingency_tables", "report")
     result = tables.mcnemar([[0, b], [c, 0]], exact=test == "exact", correction=False)
     return McNemar(b, c, min(1.0, float(result.pvalue)), test)
-
-
-def paired_difference(
-    baseline_correct: ArrayLike, other_correct: ArrayLike, level: float = 0.95
-) -> PairedDifference:
-    """Cost of a second run over the same items, with `difference_interval`.
-
-    Args:
-        baseline_correct: (n,) booleans of the baseline.
-        other_correct: (n,) booleans of the other run, same order.
-        level: confidence.
-
-    Raises:
-        DataError: as `mcnemar`.
-        ConfigError: a level outside (0, 1).
-    """
-    both, b, c, n = paired_counts(baseline_correct, other_correct)
-    low, high = difference_interval(b, c, n, level)
-    return PairedDifference(n, (both + b) / n, (both + c) / n, (b - c) / n, low, high)
 
 
 def difference_interval(b: int, c: int, n: int, level: float = 0.95) -> tuple[float, float]:

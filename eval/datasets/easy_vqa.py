@@ -60,11 +60,17 @@ def minority(samples: Sequence[Sample], majority: Mapping[str, str]) -> list[Sam
 
 
 def halves(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Two halves that share no image: one to choose settings on, one to report."""
-    images = sorted({s.image_id for s in samples})
-    order = np.random.default_rng(seed).permutation(len(images))
-    first = {images[i] for i in order[: len(images) // 2]}
-    return [s for s in samples if s.image_id in first], [s for s in samples if s.image_id not in first]
+    """Two halves that share no picture, copies under other names included: one to choose settings on, one to
+    report. Their question strings are the same.
+    """
+    digests = [s.picture_digest for s in samples]
+    pictures = sorted(set(digests))
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    first = {pictures[i] for i in order[: len(pictures) // 2]}
+    sides: tuple[list[Sample], list[Sample]] = ([], [])
+    for one, digest in zip(samples, digests, strict=True):
+        sides[digest not in first].append(one)
+    return sides
 
 
 def sample(samples: Sequence[Sample], n: int, seed: int) -> list[Sample]:

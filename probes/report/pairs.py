@@ -61,7 +61,7 @@ def between_models(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         questions, and whose report holds the outcomes of single ones.
     """
     columns = {model: _columns(result, model) for model in result["models"]}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one, other in itertools.combinations((m for m, of in columns.items() if of), 2):
         order = _same_questions(result["questions"][one], result["questions"][other])
         if order is None:

@@ -597,7 +597,7 @@ def test_the_page_holds_its_data():
     merged = compared()
     links = {a["download"]: a["href"] for a in Reader(render(plain(merged))).all("a") if a.get("download")}
     assert set(links) == {"report.json"} | {
-        f"report-{t}.csv" for t in ("models", "cells", "tccd", "tasks", "labels")
+        f"report-{t}.csv" for t in ("models", "cells", "tccd", "tasks", "labels", "differences")
     }
     texts = {name: base64.b64decode(link.partition(",")[2]).decode() for name, link in links.items()}
     light = json.loads(texts["report.json"])

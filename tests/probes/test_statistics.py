@@ -17,7 +17,6 @@ from probes.statistics import (
     holm,
     mcnemar,
     mcnemar_counts,
-    paired_difference,
     wilson,
 )
 from tccd.errors import ConfigError, DataError
@@ -115,17 +114,6 @@ def test_difference_interval_covers_at_its_level(n, only_first, only_second):
         covered += low <= true <= high
     # 1,500 draws: a coverage of 0.95 is seen as 0.95 +- 0.011 (two standard errors). Above it is allowed.
     assert covered / 1500 > 0.93
-
-
-@given(outcomes)
-def test_paired_difference_is_the_difference_of_accuracies(pair):
-    first, second = pair
-    result = paired_difference(first, second)
-    assert result.n == len(first)
-    assert result.baseline == pytest.approx(np.mean(first))
-    assert result.other == pytest.approx(np.mean(second))
-    assert result.cost == pytest.approx(result.baseline - result.other, abs=1e-12)
-    assert result.low <= result.cost <= result.high
 
 
 @given(st.lists(st.floats(0, 1), max_size=40))

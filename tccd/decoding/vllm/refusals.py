@@ -105,12 +105,13 @@ def identity(config: Any) -> ModelIdentity:
     )
 
 
-def check_banks(banks: Banks, model: ModelIdentity) -> None:
+def check_banks(banks: Banks, model: ModelIdentity, loaded: bool = False) -> None:
     """Make sure that every bank belongs to the model.
 
     Args:
         banks: the operator's banks.
-        model: without `embedding` where the weights were not read yet.
+        model: with `embedding` where it could be read; it then decides, and names and revisions don't.
+        loaded: no later check will know more, so that names decide where `embedding` is not known.
 
     Raises:
         BankMismatchError: one does not; says which and why.
@@ -123,9 +124,12 @@ def check_banks(banks: Banks, model: ModelIdentity) -> None:
                 f"model {model.model_type!r}). Serve the model it was fitted for, or fit a bank for this one "
                 "(tccd fit)"
             )
-        labels_decide = not bank.model.embedding
+        # Without a kind, which was compared above: vLLM has no --fitted-on to advise.
+        seen = replace(model, model_type="")
+        if bank.model.embedding and (model.embedding or not loaded):
+            seen = replace(seen, model_id=bank.model.model_id, revision=None)
         try:
-            bank.check(model if labels_decide else replace(model, model_id=bank.model.model_id, revision=None))
+            bank.check(seen)
         except TCCDError as error:
             raise type(error)(f"bank {name!r}: {error}") from error
 

@@ -88,7 +88,7 @@ class ErasedStream:
         self.model, self.vllm_config, self.banks, self.device = model, vllm_config, banks, device
         self.language, decoder = _decoder(model)
         self.layers, self.norm = list(decoder.layers), decoder.norm
-        check_banks(banks, _identity(vllm_config, decoder, len(self.layers)))
+        check_banks(banks, _identity(vllm_config, decoder, len(self.layers)), loaded=True)
         self.first = banks.layers()[0]
         self.contrast = Contrast(model, self.language)
         self._group: AttentionGroup | None = None

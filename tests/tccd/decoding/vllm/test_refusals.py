@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tccd import CentroidBank
 from tccd.decoding.vllm.refusals import check_version
@@ -157,7 +159,24 @@ class TestConfigurations:
             assert done.returncode == 1
             assert "Traceback" not in done.stderr
             assert "Initializing a V1 LLM engine" not in done.stdout + done.stderr  # nothing was loaded
-            assert done.stderr.strip().splitlines()[-1].startswith(expected)
+            last = done.stderr.strip().splitlines()[-1]
+            assert last.startswith(expected)
+            assert "--fitted-on" not in last  # which vLLM has not
+
+    def test_weights_that_are_read_late_are_compared_once_loaded(self, checkpoint, tmp_path):
+        from safetensors.torch import load_file
+
+        from tests.tccd.decoding.vllm.conftest import start
+
+        served = checkpoint("qwen2_5_vl")
+        folder = tmp_path / "model"
+        shutil.copytree(served.folder, folder)
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        other = tiny("qwen2_5_vl", seed=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+        CentroidBank.from_arrays(other, {("text", 2): text_centroids()}).save(tmp_path / "other.safetensors")
+        with pytest.raises(RuntimeError, match=r"bank 'default': .*embeddings: bank"):
+            start(replace(served, folder=folder), bank=str(tmp_path / "other.safetensors"))
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3"])
