@@ -137,8 +137,8 @@ def clustered(
 
     The interval is Tango's score interval (see `difference_interval`) with its squared critical value
     multiplied by the design effect: how much larger the variance of the mean difference is by clusters than
-    by items (Yang, Sun and Hardin, Pharmaceutical Statistics 11:386, 2012, do the same with Obuchowski's
-    variance). Variances are jackknifed over clusters (CV3) and quantiles are Student's with clusters - 1
+    by items (Yang, Sun and Hardin, Pharmaceutical Statistics 11:386, 2012, make score intervals of clustered
+    McNemar tests alike). Variances are jackknifed over clusters (CV3), quantiles are Student's with clusters - 1
     degrees of freedom (MacKinnon, Nielsen and Webb, Journal of Econometrics 232:272, 2023). Over both
     clusterings at once the variance is that by picture plus that by wording less that by both (Cameron, Gelbach
     and Miller, JBES 29:238, 2011). The largest of these and of no effect at all is taken, so it is never

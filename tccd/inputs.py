@@ -73,6 +73,40 @@ def encode(processor: Any, images: Sequence[Sequence[Image]], prompts: Sequence[
     )
 
 
+def check_processor(processor: Any, config: Any) -> None:
+    """Refuse a processor that can't put a picture before its model: it has to encode a question about a grey one.
+
+    Args:
+        processor: what `AutoProcessor` loaded.
+        config: the model's config.
+
+    Raises:
+        DataError: it reads no pictures, it fails, or its prompt lacks the tokens that stand for the picture.
+        ModalityError: the config names no such token.
+    """
+    from PIL.Image import new
+
+    from tccd.modality import vision_token_ids
+
+    kind = type(processor).__name__
+    repair = "its files (processor_config.json, chat_template.jinja) may be damaged: download or copy them again"
+    if not hasattr(processor, "tokenizer"):
+        raise DataError(f"{kind} is no processor of pictures and text; {repair}")
+    try:
+        inputs = encode(processor, [[new("RGB", (64, 64), "grey")]], ["?"])
+    except DataError:
+        raise
+    except Exception as error:  # jinja's own kinds, what a template raises by itself, and each processor's own
+        cause = f"{type(error).__name__}: {str(error)[:200]}"
+        raise DataError(f"{kind} can't put a question about a picture ({cause}); {repair}") from error
+    wanted = vision_token_ids(config)
+    if not set(wanted) & set(inputs["input_ids"].flatten().tolist()):
+        raise DataError(
+            f"{kind} puts a question about a picture without the model's vision tokens {list(wanted)}; {repair}, "
+            "and so may config.json"
+        )
+
+
 def vision_tokens(processor: Any, config: Any = None) -> tuple[str, ...]:
     """The tokens that stand for pictures in a model's prompts, or mark where they begin and end.
 

@@ -21,7 +21,7 @@ from tccd.centroids.harvest import MANIFEST, Harvest, Layers, check_layers, gath
 from tccd.centroids.kmeans import Backend, check_kmeans, kmeans
 from tccd.centroids.reading import Reading
 from tccd.decoder import find_decoder, identify
-from tccd.errors import ConfigError, FitError
+from tccd.errors import BusyError, ConfigError, FitError
 from tccd.inputs import PAPER_PROMPT
 from tccd.locking import locked
 from tccd.modality import Modality
@@ -169,11 +169,11 @@ def harvest_folder(work_dir: str | Path | None) -> Iterator[Path]:
     try:
         yield folder
     except BaseException as error:
-        if (folder / MANIFEST).exists() and any(folder.glob("batch-*.safetensors")):
-            error.add_note(
-                f"The hidden states are kept in {folder}; go on with --work-dir {folder} and the same options, or "
-                "delete it"
-            )
+        begun = (folder / MANIFEST).exists() and any(folder.glob("batch-*.safetensors"))
+        if begun and not isinstance(error, BusyError):
+            note = f"The hidden states are kept in {folder}; go on with --work-dir {folder} and the same options"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
         elif work_dir is None:
             shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -148,6 +148,8 @@ def gather(
     reader = Reader(decoder, processor, wanted, how)
     tally = _Tally()
     for batch in _batched(samples, how.batch_size):
+        if not isinstance(samples, Sequence):
+            check_samples(model, processor, batch, how.prompt)
         path = shard_path(folder, tally.batches)
         pictures = pictures_of(batch)
         digests = [picture_digest(picture) for picture in pictures]

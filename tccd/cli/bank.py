@@ -12,6 +12,7 @@ from tccd.cli.console import AsJson, output, print_json
 from tccd.cli.options import (
     Device,
     DType,
+    FittedOn,
     Model,
     Precision,
     Revision,
@@ -46,6 +47,32 @@ def show(file: File, as_json: AsJson = False) -> None:
     """Show what a bank holds, and what it was fitted for and on. Its checksum is verified.
 
     \b
+    Of each modality and layer:
+      k               centroids
+      rows            hidden states that they were fitted to
+      distinct rows   how many of these differ; below k, centroids repeat
+      inertia         sum of the squared distances of the rows to their
+                      nearest centroids; lower is closer, for equal rows
+      empty clusters  centroids that no row is nearest to
+      dropped rows    left out, because a value was not finite
+      sampled out     rows left out at random to bound memory
+      seed, iterations, backend, backend version: of k-means
+
+    \b
+    Of the model: revision (commit on the hub), hidden size (width of a
+    hidden state), num layers, fingerprint (hash of all weights: a bank fits
+    a model with the same one), embedding (the same of the input embeddings
+    and the last norm).
+
+    \b
+    Of the data: images (prompts run), pictures (how many differ in what they
+    show), copies (images that show the same as another), text tokens (kept
+    of each prompt), short tails (prompts with fewer of them), vision (tokens,
+    or the span from first to last), max vision tokens per image, batch size,
+    seed (of the draw), dtype (of the model), data, split, data revision,
+    prompt, created, tccd version.
+
+    \b
     Examples:
       tccd bank show bank.safetensors
       tccd bank show bank.safetensors --json | jq .entries
@@ -59,6 +86,7 @@ def show(file: File, as_json: AsJson = False) -> None:
 def verify(
     file: File,
     model: Model,
+    fitted_on: FittedOn = None,
     revision: Revision = None,
     device: Device = "cpu",
     dtype: Precision = DType.auto,
@@ -66,6 +94,10 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check that a bank is sound and was fitted for a model: exit code 0, or 1 and the reason.
+
+    \b
+    A bank fits a model of equal weights, whatever their names. With --json,
+    fitted_on is the base by whose name alone the bank was accepted.
 
     \b
     Examples:
@@ -76,11 +108,14 @@ def verify(
     from tccd.cli.model import load_model
 
     loaded_bank = CentroidBank.load(file)  # first: cheap beside loading the model
-    loaded_bank.check(load_model(model, revision, device, dtype.value, trust_remote_code).model)
+    accepted = loaded_bank.check(
+        load_model(model, revision, device, dtype.value, trust_remote_code).model, fitted_on
+    )
     if as_json:
-        print_json({"file": str(file), "model": model, "ok": True})
+        print_json({"file": str(file), "model": model, "ok": True, "fitted_on": accepted})
     else:
-        output().print(f"{file} is sound and fits {model}", markup=False, soft_wrap=True)
+        by = f", taken for a copy of {accepted}" if accepted else ""
+        output().print(f"{file} is sound and fits {model}{by}", markup=False, soft_wrap=True)
 
 
 @app.command("import-npz")
@@ -111,8 +146,11 @@ def import_npz(
     """
     chosen = single_layers(parse_layers(layers))
 
+    from tccd.atomic import check_writable
     from tccd.centroids.bank import CentroidBank
     from tccd.cli.model import load_model
+
+    check_writable(out)
 
     loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
     made = CentroidBank.from_npz(file, loaded.model, **{f"{m}_layer": layer for m, layer in chosen.items()})
@@ -121,18 +159,21 @@ def import_npz(
             raise ConfigError(
                 f"{file} holds {modality} centroids too; expected --layers to say {modality}={layer}"
             )
-    out.parent.mkdir(parents=True, exist_ok=True)
     made.save(out)
     show_bank(made, {"file": str(out)}, as_json)
 
 
 def describe(bank: CentroidBank) -> dict[str, Any]:
     """What `--json` prints of a bank."""
+    provenance = dict(bank.provenance)
+    if "pictures" in provenance:  # for programs that load the bank; here their number says as much
+        provenance["pictures"] = len(bank.pictures)
     return {
         "model": asdict(bank.model),
         "entries": [{"modality": m, "layer": layer, **asdict(e)} for (m, layer), e in bank.entries.items()],
-        "provenance": dict(bank.provenance),
+        "provenance": provenance,
         "tccd_version": bank.tccd_version,
+        "warnings": list(bank.warnings),
     }
 
 
@@ -147,16 +188,20 @@ def show_bank(bank: CentroidBank, more: dict[str, Any], as_json: bool) -> None:
 
     facts = Table.grid("", "", padding=(0, 2))
     model = described["model"]
-    for name, value in {**more, "model": model.pop("model_id"), **model, **described["provenance"]}.items():
+    version = {"tccd_version": described["tccd_version"]}
+    shown = {**more, "model": model.pop("model_id"), **model, **described["provenance"], **version}
+    for name, value in shown.items():
         if value not in (None, "", [], {}):
-            facts.add_row(Text(name), Text(str(value), overflow="fold"))
-    names = ("modality", "layer", "k", "rows", "inertia", "backend", "empty_clusters", "dropped_rows")
+            facts.add_row(Text(name.replace("_", " ")), Text(str(value), overflow="fold"))
+    names = ("modality", "layer", "k", "rows", "distinct_rows", "inertia", "empty_clusters", "dropped_rows")
     entries = Table()
     for name in names:
         entries.add_column(name.replace("_", " "), overflow="fold")
     for entry in described["entries"]:
         entries.add_row(*(_cell(entry[name]) for name in names))
     output().print(facts, entries)
+    for warning in described["warnings"]:
+        output().print(f"warning: {warning}", markup=False, soft_wrap=True)
 
 
 def _cell(value: Any) -> str:

@@ -1,18 +1,22 @@
-"""What every command shares with its reader: errors as one line, progress on a terminal, JSON for programs.
+"""What every command shares with its reader: errors as one line, progress, JSON for programs.
 
-Results go to stdout; errors and progress go to stderr. Exit codes: 0; 1 for a failure; 2 for wrong usage,
-which a `ConfigError` is too. With `--json`, stdout also ends with
-`{"error": {"type": ..., "message": ...}}` after a failure; only usage that the parser of the command line
+Results go to stdout; errors and progress go to stderr: a bar on a terminal, elsewhere a line every 30 seconds.
+Exit codes: 0; 1 for a failure; 2 for wrong usage, which a `ConfigError` is too. With `--json`, stdout also ends
+with `{"error": {"type": ..., "message": ...}}` after a failure; only usage that the parser of the command line
 refuses is told on stderr alone.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +27,10 @@ from typer.core import TyperGroup
 from tccd.errors import ConfigError, TCCDError
 
 _JSON = "tccd.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+#: Seconds between two lines of progress where stderr is no terminal.
+EVERY = 30.0
 
 
 class ReportingGroup(TyperGroup):
@@ -33,16 +41,34 @@ class ReportingGroup(TyperGroup):
         quiet_libraries()
         try:
             return super().invoke(ctx)
-        except (TCCDError, OSError) as error:
-            # An OSError about a file (no permission, disk full) tells all in its message; one about none is a
-            # broken pipe, which typer knows how to end on, or a bug.
-            if isinstance(error, OSError) and error.filename is None:
-                raise
-            message = " ".join(str(error).split())
-            if ctx.meta.get(_JSON):
-                print_json({"error": {"type": type(error).__name__, "message": message}})
-            typer.echo(f"tccd: {message}", err=True)
+        except BrokenPipeError:  # typer knows how to end on it
+            raise
+        except (TCCDError, OSError, RecursionError) as error:
+            message = _message(error)
+            # What can't be told for a full disk can't be told of it either.
+            with suppress(OSError):
+                if ctx.meta.get(_JSON):
+                    print_json({"error": {"type": type(error).__name__, "message": message}})
+            with suppress(OSError):
+                typer.echo(f"tccd: {message}", err=True)
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+        except KeyboardInterrupt as error:
+            for note in getattr(error, "__notes__", ()):
+                typer.echo(f"tccd: {note}", err=True)
+            raise
+
+
+def _message(error: BaseException) -> str:
+    """An error and the notes on it, in one line."""
+    if isinstance(error, RecursionError):
+        text = "an input is nested too deeply to be read; expected plain JSON"
+    elif isinstance(error, OSError) and not isinstance(error, TCCDError) and error.errno in _FULL:
+        place = error.filename or "a file, or what this command's output goes to"
+        text = f"disk is full: could not write {place}; free some room, or write to another disk"
+    else:
+        text = str(error) or type(error).__name__
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    return " ".join(". ".join([text.rstrip("."), *notes] if notes else [text]).split())
 
 
 def _remember(context: typer.Context, value: bool) -> bool:
@@ -71,21 +97,97 @@ def quiet_libraries() -> None:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
+Report = Callable[[str, int, "int | None"], None]
+
+
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress display on stderr, gone when done; none where stderr is no terminal.
+def progress(every: float = EVERY) -> Iterator[Report]:
+    """Progress on stderr: a display that is gone when done; where that is no terminal, a line now and then.
+
+    Args:
+        every: seconds between two lines.
 
     Yields:
         A function of (stage, done, total), to call as often as there is news; total None where it is unknown.
     """
     console = Console(stderr=True)
+    if not console.is_terminal:
+        with _lines(every) as report:
+            yield report
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
+    with Progress(*columns, console=console, transient=True) as display:
         tasks: dict[str, TaskID] = {}
 
-        def report(stage: str, done: int, total: int | None) -> None:
+        def show(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
                 tasks[stage] = display.add_task(stage, total=total)
             display.update(tasks[stage], completed=done, total=total)
 
-        yield report
+        yield show
+
+
+@contextmanager
+def _lines(every: float) -> Iterator[Report]:
+    """A line of the last news every so many seconds, from a thread: a step may take longer than that."""
+    news, over = News(), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(every):
+            line = news.line()
+            with suppress(OSError):
+                if line:
+                    typer.echo(line, err=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield news
+    finally:
+        over.set()
+        teller.join()
+
+
+@dataclass
+class News:
+    """The last news of a run, as a line.
+
+    Attributes:
+        clock: seconds.
+
+    Example:
+        >>> now = iter([0.0, 60.0, 60.0])
+        >>> news = News(clock=lambda: next(now))
+        >>> news("harvest", 0, 2000); news("harvest", 500, 2000); news.line()
+        'harvest 500 of 2000, 3 min left'
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _stage: str = ""
+    _begun: tuple[float, int] = (0.0, 0)
+    _last: tuple[int, int | None] = field(default=(0, None))
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """Take news, as `progress` yields it."""
+        now = self.clock()
+        if stage != self._stage:
+            self._stage, self._begun = stage, (now, done)
+        self._last = done, total
+
+    def line(self) -> str:
+        """What there is to say; nothing before the first news."""
+        if not self._stage:
+            return ""
+        (start, first), (done, total) = self._begun, self._last
+        spent = self.clock() - start
+        told = f"{self._stage} {done}" + ("" if total is None else f" of {total}")
+        if total is not None and done > first:
+            return f"{told}, {_span(spent / (done - first) * (total - done))} left"
+        return f"{told}, for {_span(spent)}"
+
+
+def _span(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

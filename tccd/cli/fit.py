@@ -82,7 +82,14 @@ def fit(
 
     \b
     The defaults are the published ones (arXiv 2604.14363): 256 centroids,
-    2,000 images, one fixed prompt, text layer 12, vision layer 16.
+    2,000 images, one fixed prompt, text layer 12, vision layer 16. Of data
+    with a train split that split is taken, for tccd probe takes the test
+    split. What the numbers mean: tccd bank show --help; seconds is the wall
+    time of the whole fit.
+
+    \b
+    Hidden states take (rows x width x 2 or 4) bytes of disk for each layer.
+    After a failure they are kept, and the message says how to go on.
 
     \b
     Examples:
@@ -98,13 +105,25 @@ def fit(
         raise ConfigError(f"--out {out} is a folder; expected the bank's file name")
     started = time.monotonic()
 
-    from tccd.centroids.fit import fit_bank
-    from tccd.cli.model import load_model
+    from tccd.atomic import check_writable
+    from tccd.centroids.fit import fit_bank, harvest_folder
+    from tccd.centroids.harvest import check_rows
+    from tccd.centroids.kmeans import check_kmeans
+    from tccd.centroids.reading import Reading
+    from tccd.cli.model import check_source, load_model
     from tccd.data import load_samples
     from tccd.decoder import find_decoder
     from tccd.inputs import PAPER_PROMPT
+    from tccd.locking import locked
 
+    # All that can be refused without the model is, before it is loaded.
     asked = None if prompt == FROM_DATA else (prompt or PAPER_PROMPT)
+    check_kmeans(k, seed, backend=backend.value)
+    check_source(model, revision)
+    check_writable(out)
+    if work_dir is not None:
+        with locked(work_dir, "tccd fit"):
+            pass
     samples = load_samples(
         data,
         split=split,
@@ -115,10 +134,11 @@ def fit(
         revision=data_revision,
         prompt=asked,
         columns=columns,
+        purpose="fit",
     )
-    out.parent.mkdir(parents=True, exist_ok=True)  # now, rather than fail after a long fit
+    check_rows(choice, Reading(prompt=asked), len(samples), k)
     loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
-    with progress() as report:
+    with harvest_folder(work_dir) as folder, progress() as report:
         bank = fit_bank(
             loaded.model,
             loaded.processor,
@@ -129,9 +149,9 @@ def fit(
             backend=backend.value,
             images=None,
             prompt=asked,
-            work_dir=work_dir,
+            work_dir=folder,
             batch_size=batch_size,
             progress=report,
         )
-    bank.save(out)
+        bank.save(out)
     show_bank(bank, {"file": str(out), "seconds": round(time.monotonic() - started, 1)}, as_json)

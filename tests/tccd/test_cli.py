@@ -236,14 +236,18 @@ def test_no_such_model(tmp_path, bank_file, picture):
 
 
 def test_no_such_device(model_dir, bank_file):
-    for device, message in (("tpu9", "unknown device 'tpu9'"), ("cuda:99", "device 'cuda:99' is not there")):
+    for device, message in (
+        ("tpu9", "unknown device 'tpu9'"),
+        ("cuda:99", "device 'cuda:99' is not there"),
+        ("meta", "device 'meta' can't be used"),
+    ):
         result = run("bank", "verify", bank_file, "--model", model_dir, "--device", device)
         assert result.exit_code == 2
         assert message in result.stderr
 
 
 def test_no_such_data(tmp_path):
-    result = run("fit", "--model", "m", "--data", "nothing", "--out", tmp_path / "bank.safetensors")
+    result = run("fit", "--model", "owner/m", "--data", "nothing", "--out", tmp_path / "bank.safetensors")
     assert result.exit_code == 1
     assert "no such file or folder: 'nothing'; expected easy-vqa" in result.stderr
 
@@ -530,7 +534,7 @@ def test_fit(model_dir, tmp_path):
         ("vision", 0, 4),
     ]
     assert summary["provenance"]["images"] == 8
-    assert (summary["provenance"]["data"], summary["provenance"]["split"]) == ("easy-vqa", "test")
+    assert (summary["provenance"]["data"], summary["provenance"]["split"]) == ("easy-vqa", "train")
     again = ok(
         run(
             "fit",
@@ -550,7 +554,7 @@ def test_fit(model_dir, tmp_path):
 
 def test_fit_refuses_a_layer_that_the_model_lacks(model_dir, tmp_path):
     out = tmp_path / "bank.safetensors"
-    result = run("fit", "--model", model_dir, "--data", "easy-vqa", "--images", 2, "--out", out)
+    result = run("fit", "--model", model_dir, "--data", "easy-vqa", "--images", 2, "--k", 4, "--out", out)
     assert result.exit_code == 2
     assert "layer 12 is out of range; this model has 6 decoder layers" in result.stderr
     assert not out.exists()
@@ -574,8 +578,8 @@ def test_probe_replacement(model_dir, bank_file, tmp_path):
     assert (tmp_path / "report" / "report.html").is_file()
     args = (*args, "--layers", "text=3,vision=all", "--out", tmp_path / "two")
     shown = ok(run("probe", "replacement", *args)).stdout
-    assert shown.count("text") == 1
-    assert shown.count("vision") == 1
+    cells = [line.split()[1] for line in shown.splitlines() if line.startswith("│")]
+    assert (cells.count("text"), cells.count("vision")) == (1, 1)
     assert ESCAPE not in shown
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from tccd.errors import DataError
-from tccd.inputs import PAPER_PROMPT, check_context, encode, format_prompt, vision_tokens
+from tccd.inputs import PAPER_PROMPT, check_context, check_processor, encode, format_prompt, vision_tokens
 from tccd.modality import modality_map, vision_token_ids
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<boi>", "<eoi>", "<fake_token_around_image>")
@@ -198,3 +198,25 @@ def test_the_processors_of_the_default_models(folder):
     assert vision.sum(-1).tolist() == [one, 0, 2 * one]
     assert (batch["input_ids"] == made.tokenizer.bos_token_id).sum(-1).tolist() == [1, 1, 1]
     assert batch["attention_mask"][:, -1].all()
+
+
+@pytest.mark.parametrize("folder", [file.parent for file in ZOO], ids=lambda folder: folder.name)
+def test_processors_that_can_ask_about_a_picture(folder):
+    processor, config = hf.AutoProcessor.from_pretrained(folder), hf.AutoConfig.from_pretrained(folder)
+    check_processor(processor, config)
+    with pytest.raises(DataError, match="no processor of pictures"):
+        check_processor(processor.tokenizer, config)
+    processor.chat_template = "{{ raise_exception('not with me') }}"
+    with pytest.raises(DataError, match=r"not with me.*chat_template\.jinja"):
+        check_processor(processor, config)
+    processor.chat_template = "{{ messages[0]['content'][1]['text'] }}"
+    with pytest.raises(DataError, match=r"processor_config\.json"):
+        check_processor(processor, config)
+
+
+def test_a_config_that_names_another_vision_token():
+    folder = next(file.parent for file in ZOO if "llava" in file.parent.name)
+    config = hf.AutoConfig.from_pretrained(folder)
+    config.image_token_index = 10**6
+    with pytest.raises(DataError, match=r"vision tokens \[1000000\].*config.json"):
+        check_processor(hf.AutoProcessor.from_pretrained(folder), config)

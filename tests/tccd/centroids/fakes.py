@@ -1,6 +1,7 @@
 """A processor and samples for the tiny models: real images, and inputs without a tokenizer."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ class TinyTokenizer:
     """One token a character."""
 
     bos_token = None
+    special_tokens_map: ClassVar = {}
 
     def __call__(self, text, **options):
         return {"input_ids": [0] * len(text)}

@@ -162,7 +162,7 @@ def test_a_failure_after_the_harvest_keeps_it_and_says_how_to_go_on(tmp_path, mo
         fit_bank(cached_tiny("llava"), TinyProcessor("llava"), samples(10), k=48, **options)
     [kept] = tmp_path.iterdir()
     assert caught.value.__notes__ == [
-        f"The hidden states are kept in {kept}; go on with --work-dir {kept} and the same options, or delete it"
+        f"The hidden states are kept in {kept}; go on with --work-dir {kept} and the same options"
     ]
     bank = fit_bank(cached_tiny("llava"), Forbidden("llava"), samples(10), k=4, work_dir=kept, **options)
     assert bank.pictures == {picture_digest(s.image) for s in samples(10)}

@@ -185,6 +185,9 @@ def test_prompts_that_cannot_be_asked_are_refused_before_the_first_forward(tmp_p
     with pytest.raises(DataError, match="sample s9: the prompt has 521 tokens without its picture"):
         harvest(cached_tiny("llava"), processor, given, out_dir=tmp_path, **options)
     assert processor.calls == 0
+    with pytest.raises(DataError, match="sample s9: the prompt has 521 tokens without its picture"):
+        harvest(cached_tiny("llava"), processor, iter(given), out_dir=tmp_path, **options)
+    assert processor.calls == 3
     given[9] = TinySample(9, "x" * 505)
     with pytest.raises(
         DataError, match="sample s9: the prompt has 516 tokens with its picture, but the model reads at most 512"
