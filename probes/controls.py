@@ -18,61 +18,56 @@ from tccd.errors import ConfigError
 #: Random directions, and random shifts, that are drawn from; a prime, so that strides visit all of them.
 DRAWS = 1021
 
-Replace = Callable[[Tensor], Tensor]
+#: Rows of hidden states and the number of each one's nearest centroid -> the rows replaced.
+Replace = Callable[[Tensor, Tensor], Tensor]
 
 
-def random_direction(vectors: Tensor, alpha_interp: float, seed: int) -> Replace:
+def random_direction(centroids: Centroids, alpha_interp: float, seed: int) -> Replace:
     """Move each state as far as replacement would, in a random direction.
 
     `x -> x + (1 - alpha_interp) |x - mu| u`, `mu` the nearest centroid, `u` a random unit vector (the equal-norm
     control of arXiv 2604.14363).
 
     Args:
-        vectors: centroids, shape (K, hidden).
+        centroids: of the replacement that is controlled.
         alpha_interp: as of the replacement that is controlled.
         seed: of the directions.
     """
-    at = _everywhere(vectors)
 
-    def replace(hidden: Tensor) -> Tensor:
-        centroids = at(hidden)
+    def replace(hidden: Tensor, nearest: Tensor) -> Tensor:
         x = hidden.float()
-        nearest = centroids.nearest(hidden)
-        norm = (x - centroids.vectors[nearest]).norm(dim=-1, keepdim=True)
+        norm = (x - centroids.to(x.device).vectors[nearest]).norm(dim=-1, keepdim=True)
         u = _directions(seed, x.shape[-1]).to(x.device)[_draw(nearest)]
         return (x + (1 - alpha_interp) * norm * u).to(hidden.dtype)
 
     return replace
 
 
-def random_centroid(vectors: Tensor, alpha_interp: float, seed: int) -> Replace:
+def random_centroid(centroids: Centroids, alpha_interp: float, seed: int) -> Replace:
     """Replace each state by a random centroid that is not its nearest.
 
     `x -> mu_r + alpha_interp (x - mu_r)`: the bank's own points, without the assignment.
 
     Args:
-        vectors: centroids, shape (K, hidden), at least two.
+        centroids: of the replacement that is controlled, at least two.
         alpha_interp: as of the replacement that is controlled.
         seed: of the assignment.
 
     Raises:
         ConfigError: one centroid has no other.
     """
-    k = len(vectors)
+    k = centroids.k
     if k < 2:
         raise ConfigError(
             "the random-centroid control needs at least 2 centroids, this bank has K = 1; leave --controls out or "
             "fit a larger bank"
         )
-    at = _everywhere(vectors)
     shifts = torch.randint(1, k, (DRAWS,), generator=torch.Generator().manual_seed(seed))
 
-    def replace(hidden: Tensor) -> Tensor:
-        centroids = at(hidden)
+    def replace(hidden: Tensor, nearest: Tensor) -> Tensor:
         x = hidden.float()
-        nearest = centroids.nearest(hidden)
         other = (nearest + shifts.to(x.device)[_draw(nearest)]) % k
-        return torch.lerp(centroids.vectors[other], x, alpha_interp).to(hidden.dtype)
+        return torch.lerp(centroids.to(x.device).vectors[other], x, alpha_interp).to(hidden.dtype)
 
     return replace
 
@@ -93,18 +88,6 @@ def matched_alpha(alpha_interp: float, own: float, other: float) -> float:
         0.75
     """
     return 1 - (1 - alpha_interp) * other / own
-
-
-def _everywhere(vectors: Tensor) -> Callable[[Tensor], Centroids]:
-    """The centroids on whatever device the states are."""
-    found: dict[torch.device, Centroids] = {}
-
-    def at(hidden: Tensor) -> Centroids:
-        if hidden.device not in found:
-            found[hidden.device] = Centroids(vectors.to(hidden.device))
-        return found[hidden.device]
-
-    return at
 
 
 def _draw(nearest: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def plan(
     for modality in MODALITIES:
         segments = grid.segments.get(modality, SEGMENTS[modality][:1])
         for (name, bank), segment, layer in itertools.product(banks.items(), segments, layers.get(modality, ())):
-            k = len(bank.centroids(modality, layer))
+            k = bank.centroids(modality, layer).k
             for alpha in grid.alphas:
                 cells.append(Cell(modality, layer, name, k, alpha, segment))
                 arms.append(Arm(centroid_erasure(bank, layer, alpha, modality, segment)))
@@ -192,7 +192,7 @@ def _settings(banks: Mapping[str, CentroidBank], grid: Grid, layers: Sequence[in
     return [
         Setting(
             name,
-            len(bank.centroids("text", layer)),
+            bank.centroids("text", layer).k,
             TCCDConfig(alpha_cd=alpha_cd, alpha_interp=alpha, layer=layer, beta=beta, **gate),
         )
         for alpha_cd, beta, gate, (name, bank), layer, alpha in axes
@@ -212,10 +212,10 @@ def _controls(
     ]
     for i in chosen:
         cell, erasure = cells[i], arms[i].erasure
-        vectors = banks[cell.bank].centroids(cell.modality, cell.layer)
+        centroids = banks[cell.bank].centroids(cell.modality, cell.layer)
         draws = {"random-direction": random_direction, "random-centroid": random_centroid}
         for kind, make in draws.items():
-            drawn = replace(erasure, replace=make(vectors, lowest, grid.seed))
+            drawn = replace(erasure, replace=make(centroids, lowest, grid.seed))
             found.append((Control(kind, i, cell), Arm(drawn)))
         if cell.modality == "text":
             found.append((Control("spare-answer", i, cell), Arm(replace(erasure, spare=1))))

@@ -80,7 +80,7 @@ def _of_banks(banks: Mapping[str, CentroidBank]) -> dict[str, str | None]:
     for name, bank in banks.items():
         for (modality, layer), entry in bank.entries.items():
             where = f"{modality} at layer {layer}" + (f" of {name}" if len(banks) > 1 else "")
-            distinct = len(np.unique(bank.centroids(modality, layer).numpy(), axis=0))
+            distinct = len(np.unique(bank.tensors[modality, layer].numpy(), axis=0))
             if distinct < entry.k:
                 few.append(f"{where} ({distinct} of K = {entry.k} centroids differ)")
             elif entry.empty_clusters:

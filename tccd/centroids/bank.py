@@ -20,6 +20,7 @@ from tccd.centroids.entry import Entry, Key, key_name, key_names, parse_key
 from tccd.centroids.hub import download, upload
 from tccd.centroids.npz import read_npz
 from tccd.centroids.remarks import remarks
+from tccd.centroids.replacement import Centroids
 from tccd.decoder import ModelIdentity, identify
 from tccd.errors import BankError, BankMismatchError
 from tccd.modality import MODALITIES, Modality
@@ -53,7 +54,7 @@ class CentroidBank:
         >>> bank = CentroidBank.from_arrays(model, {("text", 2): torch.eye(4)}, data="made by hand")
         >>> bank
         CentroidBank(demo: text.2 k=4; width 4, data 'made by hand')
-        >>> bank.centroids("text", 2).shape
+        >>> bank.centroids("text", 2).vectors.shape
         torch.Size([4, 4])
         >>> bank.check(model)
     """
@@ -63,6 +64,7 @@ class CentroidBank:
     entries: Mapping[Key, Entry]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tccd_version: str = ""
+    _centroids: dict[Key, Centroids] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if not self.tensors:
@@ -108,8 +110,8 @@ class CentroidBank:
 
     # What it holds
 
-    def centroids(self, modality: Modality, layer: int) -> Tensor:
-        """The centroids of one modality at one layer, shape (K, hidden), fp32.
+    def centroids(self, modality: Modality, layer: int) -> Centroids:
+        """The centroids of one modality at one layer, ready for the search; the same object at every call.
 
         Raises:
             BankMismatchError: the bank has no such entry; lists what it holds.
@@ -119,7 +121,10 @@ class CentroidBank:
                 f"the bank has no {modality} centroids at layer {layer}; it holds {key_names(self.tensors)}. "
                 "Ask for one of these, or fit a bank with that layer"
             )
-        return self.tensors[modality, layer]
+        key = modality, layer
+        if key not in self._centroids:
+            self._centroids[key] = Centroids(self.tensors[key])
+        return self._centroids[key]
 
     def layers(self, modality: Modality) -> tuple[int, ...]:
         """The layers that one modality has centroids at, ascending."""

@@ -97,7 +97,7 @@ def fit_bank(
     Example:
         >>> bank = fit_bank(model, processor, samples, layers={"text": 3}, k=8, prompt=None)
         >>> bank.save("bank.safetensors")
-        >>> bank.centroids("text", 3).shape[0]
+        >>> bank.centroids("text", 3).k
         8
     """
     wanted = check_layers(layers, find_decoder(model))

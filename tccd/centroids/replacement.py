@@ -6,6 +6,9 @@ Source: Paruchuri et al., "The Cost of Language", COLM 2026, arXiv 2604.14363.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +70,7 @@ class Centroids:
         first = torch.full_like(order, len(group)).scatter_reduce_(0, group, order, "amin")
         self._bias = bias.masked_fill(first[group] != order, -torch.inf).float()
         self._step = max(1, _CHUNK_ELEMENTS // self.vectors.shape[1])
+        self._devices: dict[torch.device, Centroids] = {}
         self._keep_at_hand()
 
     def _keep_at_hand(self) -> None:
@@ -89,15 +93,22 @@ class Centroids:
         return self.vectors.device
 
     def to(self, device: torch.device | str) -> Centroids:
-        """The same centroids on another device; `self` if they are there."""
-        if torch.device(device) == self.device:
+        """The same centroids on another device, moved once; `self` if they are there."""
+        device = torch.device(device)
+        if device == self.device:
             return self
-        moved = copy.copy(self)
-        moved.vectors = self.vectors.to(device)
-        moved._directions = self._directions.to(device)
-        moved._bias = self._bias.to(device)
-        moved._keep_at_hand()
-        return moved
+        if device not in self._devices:
+            moved = copy.copy(self)
+            moved.vectors = self.vectors.to(device)
+            moved._directions = self._directions.to(device)
+            moved._bias = self._bias.to(device)
+            moved._keep_at_hand()
+            self._devices[device] = moved
+        return self._devices[device]
+
+    def search(self, x: Tensor) -> Tensor:
+        """As `nearest`, on the device of `x`."""
+        return self.to(x.device).nearest(x)
 
     def nearest(self, x: Tensor) -> Tensor:
         """The index of the nearest centroid of each row; the lowest index where several are as near.
@@ -116,13 +127,16 @@ class Centroids:
         if torch.is_autocast_enabled(self._kind):
             with torch.autocast(self._kind, enabled=False):
                 return self.nearest(x)
+        if _is_rounded(self._kind):
+            with _unrounded(self._kind):
+                return self.nearest(x)
         if len(rows) <= self._step:
             index = self._nearest(rows.float())
         else:
             index = torch.cat([self._nearest(part.float()) for part in rows.split(self._step)])
         return index.view(x.shape[:-1])
 
-    def replace(self, x: Tensor, alpha_interp: float | Tensor) -> Tensor:
+    def replace(self, x: Tensor, alpha_interp: float | Tensor, nearest: Tensor | None = None) -> Tensor:
         """Blend each row with its nearest centroid: `mu + alpha_interp * (x - mu)`.
 
         Memory beside the result is bounded (rows are worked on in chunks), nothing waits for the device, and
@@ -132,6 +146,7 @@ class Centroids:
             x: shape (..., hidden), any floating dtype; the blend is in fp32 and rounded once.
             alpha_interp: 0 is full collapse, 1 the identity; a number, or a tensor that broadcasts to
                 `x.shape[:-1]`.
+            nearest: what `nearest` found for the same rows, where it is known already.
 
         Returns:
             A new tensor of x's shape and dtype; x itself for the number 1.
@@ -145,6 +160,9 @@ class Centroids:
         # Autocast would take the distances in half precision, which picks another centroid for 1 % of rows.
         if torch.is_autocast_enabled(self._kind):
             with torch.autocast(self._kind, enabled=False):
+                return self.replace(x, alpha_interp, nearest)
+        if nearest is None and _is_rounded(self._kind):
+            with _unrounded(self._kind):
                 return self.replace(x, alpha_interp)
         alpha: float | Tensor
         if isinstance(alpha_interp, Tensor):
@@ -154,7 +172,9 @@ class Centroids:
         else:
             alpha = float(alpha_interp)
         step = self._step
-        if len(rows) <= step:
+        if nearest is not None:
+            out = self._blend(rows, alpha, nearest=nearest.reshape(-1))
+        elif len(rows) <= step:
             out = self._blend(rows, alpha)
         else:
             out = torch.empty_like(rows)
@@ -177,11 +197,15 @@ class Centroids:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self._directions, _FEW_ROWS)
         return torch.ops.mkldnn._linear_pointwise(rows.contiguous(), self._packed, self._bias, "none", [], "")
 
-    def _blend(self, rows: Tensor, alpha: float | Tensor, out: Tensor | None = None) -> Tensor:
+    def _blend(
+        self, rows: Tensor, alpha: float | Tensor, out: Tensor | None = None, nearest: Tensor | None = None
+    ) -> Tensor:
         if rows.dtype is torch.float32:
-            return torch.index_select(self.vectors, 0, self._nearest(rows), out=out).lerp_(rows, alpha)
+            nearest = self._nearest(rows) if nearest is None else nearest
+            return torch.index_select(self.vectors, 0, nearest, out=out).lerp_(rows, alpha)
         rows32 = rows.float()
-        return self.vectors.index_select(0, self._nearest(rows32)).lerp_(rows32, alpha).to(rows.dtype)
+        nearest = self._nearest(rows32) if nearest is None else nearest
+        return self.vectors.index_select(0, nearest).lerp_(rows32, alpha).to(rows.dtype)
 
     def _rows(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -201,6 +225,31 @@ class Centroids:
 
     def __repr__(self) -> str:
         return f"Centroids(k={self.k}, hidden_size={self.hidden_size}, device={str(self.device)!r})"
+
+
+def _matmul(kind: str) -> Any:
+    """Torch's switches for matrix products on a kind of device."""
+    backends: Any = torch.backends
+    return backends.cuda.matmul if kind == "cuda" else backends.mkldnn.matmul
+
+
+def _is_rounded(kind: str) -> bool:
+    """Whether torch may round the factors of fp32 products (TF32 on a GPU, bf16 on a CPU).
+
+    `torch.set_float32_matmul_precision("high")` asks for it, and it picks another centroid for some rows.
+    """
+    return getattr(_matmul(kind), "fp32_precision", "none") not in ("none", "ieee")
+
+
+@contextmanager
+def _unrounded(kind: str) -> Iterator[None]:
+    """Products in fp32 proper, whatever the caller has set."""
+    switches = _matmul(kind)
+    held, switches.fp32_precision = switches.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        switches.fp32_precision = held
 
 
 def _has_packed_linear() -> bool:

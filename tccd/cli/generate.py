@@ -16,6 +16,7 @@ from tccd.cli.console import AsJson, output, print_json, progress
 from tccd.cli.options import BatchSize, Device, DType, FittedOn, Model, Precision, Revision, TrustRemoteCode
 from tccd.data.jsonlines import bounded_lines, read_rows
 from tccd.data.records import cut, is_text, shown
+from tccd.decoding.gates import GATES
 from tccd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
     from tccd.decoding.huggingface import TCCD
 
 
-class Gate(StrEnum):
-    """Signals that say where contrast acts; see `TCCDConfig.gate`."""
-
-    margin = "margin"
-    entropy = "entropy"
-    jsd = "jsd"
+#: Signals that say where contrast acts; see `Rule.gate`.
+Gate = StrEnum("Gate", {name: name for name in GATES})  # type: ignore[misc]
 
 
 class Tokens(StrEnum):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self, TypedDict
 
+from tccd.decoding.gates import GATES
 from tccd.errors import ConfigError
 
-GATES = ("margin", "entropy", "jsd")
 TOKENS = ("all", "first")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tccd.decoding.config import Rule
-from tccd.errors import ConfigError
+from tccd.decoding.gates import GATES
 
 
 def combine(clean: Tensor, reference: Tensor, strength: float | Tensor) -> Tensor:
@@ -41,53 +41,6 @@ def plausible(clean: Tensor, beta: float) -> Tensor:
     return clean >= clean.amax(-1, keepdim=True) + math.log(beta)
 
 
-def margin(clean: Tensor) -> Tensor:
-    """Probability of the clean top token less that of the runner-up, in [0, 1], shape (...)."""
-    top = clean.float().softmax(-1).topk(2, dim=-1).values
-    return top[..., 0] - top[..., 1]
-
-
-def entropy(clean: Tensor) -> Tensor:
-    """Entropy of the clean distribution as a share of its maximum, log vocabulary; in [0, 1], shape (...)."""
-    log_p = clean.float().log_softmax(-1)
-    nats = -torch.special.xlogy(log_p.exp(), log_p.exp()).sum(-1)
-    return (nats / math.log(clean.shape[-1])).clamp(0, 1)
-
-
-def jsd(clean: Tensor, erased: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of the two distributions in bits, in [0, 1], shape (...)."""
-    p, q = clean.float().softmax(-1), erased.float().softmax(-1)
-    m = (p + q) / 2
-    nats = torch.special.xlogy(p, p) + torch.special.xlogy(q, q) - 2 * torch.special.xlogy(m, m)
-    return (nats.sum(-1) / (2 * math.log(2))).clamp(0, 1)
-
-
-def signal(clean: Tensor, erased: Tensor, gate: str) -> Tensor:
-    """The gate's signal at each position, in [0, 1], shape (...).
-
-    Raises:
-        ConfigError: unknown gate.
-    """
-    if gate == "margin":
-        return margin(clean)
-    if gate == "entropy":
-        return entropy(clean)
-    if gate == "jsd":
-        return jsd(clean, erased)
-    raise ConfigError(f"unknown gate {gate!r}")
-
-
-def opening(values: Tensor, gate: str, threshold: float, ramp: float) -> Tensor:
-    """How far the gate is open, in [0, 1]: a switch, or a linear ramp of width `ramp` around the threshold.
-
-    A margin opens the gate where it is small; entropy and divergence where they are large.
-    """
-    away = (threshold - values) if gate == "margin" else (values - threshold)
-    if ramp <= torch.finfo(values.dtype).eps:
-        return (away > 0).to(values.dtype)
-    return (away / ramp + 0.5).clamp(0, 1)
-
-
 def contrast(clean: Tensor, reference: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """The whole rule: gate, combination, plausibility.
 
@@ -104,8 +57,7 @@ def contrast(clean: Tensor, reference: Tensor, rule: Rule) -> tuple[Tensor, Tens
     if rule.gate is None:
         opened = torch.ones(clean.shape[:-1], device=clean.device)
     else:
-        values = signal(clean, reference, rule.gate)
-        opened = opening(values, rule.gate, rule.gate_threshold, rule.gate_ramp)
+        opened = GATES[rule.gate].opening(clean, reference, rule.gate_threshold, rule.gate_ramp)
     combined = combine(clean, reference, rule.alpha_cd * opened[..., None])
     combined = combined.masked_fill(clean == -math.inf, -math.inf)  # and not the NaN of inf - inf
     if rule.beta > 0:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from tccd.centroids.bank import CentroidBank
-from tccd.centroids.replacement import Centroids
 from tccd.engine.reference import Erasure, OtherImage, Withheld
 from tccd.errors import ConfigError
 from tccd.inputs import encode
@@ -69,12 +67,9 @@ def centroid_erasure(
     Raises:
         BankMismatchError: the bank has no such entry.
     """
-    centroids = Centroids(bank.centroids(modality, layer))
-    on: dict[torch.device, Centroids] = {}
+    centroids = bank.centroids(modality, layer)
 
-    def replace(hidden: Tensor) -> Tensor:
-        if hidden.device not in on:
-            on[hidden.device] = centroids.to(hidden.device)
-        return on[hidden.device].replace(hidden, alpha_interp)
+    def replace(hidden: Tensor, nearest: Tensor | None = None) -> Tensor:
+        return centroids.to(hidden.device).replace(hidden, alpha_interp, nearest)
 
-    return Erasure(layer=layer, replace=replace, modality=modality, segment=segment)
+    return Erasure(layer, replace, modality, segment, search=centroids.search)

@@ -69,12 +69,14 @@ class Reference(ABC):
     def layout(self, modalities: ModalityMap) -> Layout:
         """Where it stands in a batch of prompts."""
 
-    def states(self, clean: Tensor, first: int) -> Tensor:
+    def states(self, clean: Tensor, first: int, found: dict[Any, Tensor]) -> Tensor:
         """Its states after `layer`, where they replace the clean ones.
 
         Args:
             clean: the clean states of some columns, shape (batch, columns, hidden).
             first: the first of these columns.
+            found: what other references that depart after this layer have worked out for the same columns, by a
+                key of their own; a costly search that several need is kept here.
 
         Returns:
             The same shape and dtype.
@@ -98,20 +100,23 @@ class Erasure(Reference):
 
     Attributes:
         layer: decoder layer whose output is replaced.
-        replace: rows of hidden states, shape (..., hidden), to their erased form, the same shape and dtype.
+        replace: rows of hidden states, shape (..., hidden), to their erased form, the same shape and dtype; with a
+            `search`, takes what that found as its second argument.
         modality: "text" or "vision".
         segment: one of `tccd.modality.SEGMENTS[modality]`; None takes the first.
         spare: how many of each prompt's last positions are left as they are: 1 spares the one that answers.
+        search: rows to what `replace` needs to know of them; erasures with the same one share its outcome.
 
     Raises:
         ConfigError: the modality has no such segment; raised by `layout`.
     """
 
     layer: int
-    replace: Callable[[Tensor], Tensor]
+    replace: Callable[..., Tensor]
     modality: Modality = "text"
     segment: str | None = None
     spare: int = 0
+    search: Callable[[Tensor], Tensor] | None = None
 
     @property
     def replaces_generated(self) -> bool:  # type: ignore[override]
@@ -129,9 +134,14 @@ class Erasure(Reference):
             start = torch.where(modalities.has_vision, start.clamp(max=where.shape[-1]), NEVER)
         return Layout(start, replaced=where)
 
-    def states(self, clean: Tensor, first: int) -> Tensor:
+    def states(self, clean: Tensor, first: int, found: dict[Any, Tensor]) -> Tensor:
         """Replaced."""
-        return self.replace(clean)
+        if self.search is None:
+            return self.replace(clean)
+        key = self.search, first
+        if key not in found:
+            found[key] = self.search(clean)
+        return self.replace(clean, found[key])
 
 
 @dataclass(frozen=True)
@@ -188,7 +198,7 @@ class OtherImage(Reference):
         """From the first vision token on."""
         return Layout(first_column(modalities.vision), replaced=modalities.vision)
 
-    def states(self, clean: Tensor, first: int) -> Tensor:
+    def states(self, clean: Tensor, first: int, found: dict[Any, Tensor]) -> Tensor:
         """The other picture's embeddings."""
         assert self.embeddings is not None
         return self.embeddings[:, first : first + clean.shape[1]].to(clean)

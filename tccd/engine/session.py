@@ -178,9 +178,10 @@ class Session:
         return output
 
     def _depart(self, layer: int, clean: Tensor) -> None:
+        found: dict[Any, Tensor] = {}
         for part in self._running().parts:
             if part.stream.reference.layer == layer:
-                part.depart(clean)
+                part.depart(clean, found)
 
     def _run_packed(self, step: Step, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if len(args) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,11 +105,16 @@ class Part:
         """The first column that it runs."""
         return self.now - self.queries
 
-    def depart(self, clean: Tensor) -> None:
-        """Start the stream from the clean states that it shares, shape (batch, n, hidden)."""
+    def depart(self, clean: Tensor, found: dict[Any, Tensor]) -> None:
+        """Start the stream from the clean states that it shares.
+
+        Args:
+            clean: shape (batch, n, hidden).
+            found: what streams that depart at the same place share; see `Reference.states`.
+        """
         own = clean[:, clean.shape[1] - self.queries :]
         if self.queries and self.where is not None:
-            states = self.stream.reference.states(own, self.first)
+            states = self.stream.reference.states(own, self.first, found)
             own = torch.where(self.where.to(own.device)[..., None], states, own)
         self.hidden = own
 

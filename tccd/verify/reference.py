@@ -68,7 +68,7 @@ def check(
     combination of them not: plain requests would show less noise than TCCD must have.
     """
     loaded = load_model(model, dtype="float32", trust_remote_code=trust_remote_code)
-    vectors = CentroidBank.load(prepared.bank).centroids("text", prepared.layer)
+    vectors = CentroidBank.load(prepared.bank).tensors["text", prepared.layer]
     centroids = vectors.double().to(loaded.model.device)
     return [_check(loaded, centroids, prepared.layer, request, reply) for request, reply in asked]
 

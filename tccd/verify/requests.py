@@ -125,7 +125,7 @@ def prepare(
     return Prepared(
         bank=bank or made,
         layer=layer,
-        k=len(held.centroids("text", layer)),
+        k=held.centroids("text", layer).k,
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         requests=requests,
         variants=variants,

@@ -19,13 +19,18 @@ from tccd.engine.reference import Erasure
 from tccd.errors import ConfigError
 
 ROWS = torch.randn(3, 11, 16, generator=torch.Generator().manual_seed(0))
-VECTORS = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+CENTROIDS = Centroids(torch.randn(5, 16, generator=torch.Generator().manual_seed(1)))
+
+
+def moved_by(make, alpha, seed, rows=ROWS, centroids=CENTROIDS):
+    """Rows moved by a control, which is told their nearest centroids."""
+    return make(centroids, alpha, seed)(rows, centroids.nearest(rows))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_a_random_direction_is_as_long_as_the_replacement(alpha):
-    real = Centroids(VECTORS).replace(ROWS, alpha) - ROWS
-    drawn = random_direction(VECTORS, alpha, 7)(ROWS) - ROWS
+    real = CENTROIDS.replace(ROWS, alpha) - ROWS
+    drawn = moved_by(random_direction, alpha, 7) - ROWS
     torch.testing.assert_close(drawn.norm(dim=-1), real.norm(dim=-1))
     if alpha < 1:
         cosine = torch.cosine_similarity(drawn, real, dim=-1)
@@ -37,27 +42,25 @@ def test_a_random_direction_is_as_long_as_the_replacement(alpha):
 
 
 def test_a_random_centroid_is_one_of_the_others():
-    centroids = Centroids(VECTORS)
-    moved = random_centroid(VECTORS, 0.0, 7)(ROWS)
-    to, nearest = centroids.nearest(moved), centroids.nearest(ROWS)
-    torch.testing.assert_close(moved, centroids.vectors[to])
+    moved = moved_by(random_centroid, 0.0, 7)
+    to, nearest = CENTROIDS.nearest(moved), CENTROIDS.nearest(ROWS)
+    torch.testing.assert_close(moved, CENTROIDS.vectors[to])
     assert (to != nearest).all()
     assert len(torch.unique(to)) == 5
-    half = random_centroid(VECTORS, 0.5, 7)(ROWS)
+    half = moved_by(random_centroid, 0.5, 7)
     torch.testing.assert_close(half, (moved + ROWS) / 2)
     with pytest.raises(ConfigError, match="at least 2 centroids"):
-        random_centroid(VECTORS[:1], 0.0, 7)
+        random_centroid(Centroids(CENTROIDS.vectors[:1]), 0.0, 7)
 
 
 @pytest.mark.parametrize("make", [random_direction, random_centroid])
 def test_draws_depend_on_the_seed_and_not_on_the_batch(make):
-    replace = make(VECTORS, 0.0, 7)
-    together = replace(ROWS)
-    torch.testing.assert_close(replace(ROWS[1:2]), together[1:2])
+    together = moved_by(make, 0.0, 7)
+    torch.testing.assert_close(moved_by(make, 0.0, 7, ROWS[1:2]), together[1:2])
     # A longer row in the batch pads the others on the left.
-    torch.testing.assert_close(replace(ROWS[:, 4:]), together[:, 4:])
-    assert not torch.allclose(make(VECTORS, 0.0, 8)(ROWS), together)
-    assert replace(ROWS.bfloat16()).dtype == torch.bfloat16
+    torch.testing.assert_close(moved_by(make, 0.0, 7, ROWS[:, 4:]), together[:, 4:])
+    assert not torch.allclose(moved_by(make, 0.0, 8), together)
+    assert moved_by(make, 0.0, 7, ROWS.bfloat16()).dtype == torch.bfloat16
 
 
 @given(st.floats(0, 0.9), st.floats(0.01, 100), st.floats(0.001, 1))

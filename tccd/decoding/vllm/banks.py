@@ -71,7 +71,7 @@ class Banks:
     @lru_cache(maxsize=64)  # noqa: B019 - one object a process
     def digest(self, name: str, layer: int) -> str:
         """Hash of the text centroids of one bank at one layer: what a cached state depends on."""
-        vectors = self._banks[name].centroids("text", layer)
+        vectors = self._banks[name].centroids("text", layer).vectors
         return hashlib.sha256(vectors.contiguous().numpy().tobytes()).hexdigest()[:32]
 
 

@@ -91,7 +91,6 @@ class ErasedStream:
         check_banks(banks, _identity(vllm_config, decoder, len(self.layers)), loaded=True)
         self.first = banks.layers()[0]
         self.contrast = Contrast(model, self.language)
-        self._centroids: dict[tuple[str, int], Centroids] = {}
         self._group: AttentionGroup | None = None
         self._patches: list[tuple[nn.Module, Callable]] = []
         self._step: Step | None = None
@@ -315,10 +314,7 @@ class ErasedStream:
             second.kv_cache = torch.tensor([])
 
     def _bank(self, name: str, layer: int) -> Centroids:
-        if (name, layer) not in self._centroids:
-            vectors = self.banks[name].centroids("text", layer)
-            self._centroids[name, layer] = Centroids(vectors.to(self.device))
-        return self._centroids[name, layer]
+        return self.banks[name].centroids("text", layer).to(self.device)
 
     def _tensor(self, values: Any, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(values, dtype=dtype).to(self.device, non_blocking=True)

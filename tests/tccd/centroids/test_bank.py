@@ -28,8 +28,8 @@ def bank():
 def test_holds_what_it_was_given(bank):
     assert bank.layers("text") == (0, 2)
     assert bank.layers("vision") == (3,)
-    assert bank.centroids("text", 2).shape == (4, 8)
-    assert bank.centroids("text", 2).dtype == torch.float32
+    assert bank.centroids("text", 2).vectors.shape == (4, 8)
+    assert bank.centroids("text", 2).vectors.dtype == torch.float32
     assert repr(bank) == (
         "CentroidBank(org/model: text.0 k=4, text.2 k=4, vision.3 k=4; width 8, data 'somewhere', images 12)"
     )
@@ -242,7 +242,7 @@ def test_changing_the_arrays_later_does_not_change_the_bank():
     given = arrays(("text", 1))
     bank = CentroidBank.from_arrays(MODEL, given)
     given["text", 1].zero_()
-    assert bank.centroids("text", 1).abs().sum() > 0
+    assert bank.tensors["text", 1].abs().sum() > 0
 
 
 def write_npz(path, **content):
@@ -255,7 +255,7 @@ def test_npz_of_the_reference_release(tmp_path):
     path = write_npz(tmp_path / "c.npz", text_centroids=text, vis_centroids=seen.astype(np.float16))
     bank = CentroidBank.from_npz(path, MODEL, text_layer=2, vision_layer=4)
     assert (bank.layers("text"), bank.layers("vision")) == ((2,), (4,))
-    assert torch.equal(bank.centroids("text", 2), torch.from_numpy(text).float())
+    assert torch.equal(bank.tensors["text", 2], torch.from_numpy(text).float())
     assert bank.provenance["data"] == "c.npz"
 
     note = {"text_layer": 1, "vision_layer": 5, "prompt": "p"}

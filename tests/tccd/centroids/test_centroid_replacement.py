@@ -112,6 +112,34 @@ def test_autocast_does_not_reach_the_distances():
         assert torch.equal(centroids.replace(x, 0.4), plain[1])
 
 
+@pytest.mark.parametrize("setting", ["high", "medium"])
+@pytest.mark.parametrize("rows", [1, 4, 300])
+def test_low_matmul_precision_does_not_reach_the_distances(monkeypatch, setting, rows):
+    """On a CPU with bf16 products "medium" rounds both factors of every fp32 product."""
+    generator = torch.Generator().manual_seed(3)
+    centroids = Centroids(torch.randn(64, 512, generator=generator))
+    x = torch.randn(rows, 512, generator=generator)
+    expected, found = centroids._scores(x), []
+    scores = centroids._scores
+    monkeypatch.setattr(centroids, "_scores", lambda x: found.append(scores(x)) or found[-1])
+    torch.set_float32_matmul_precision(setting)
+    try:
+        rounded = torch.backends.mkldnn.matmul.fp32_precision
+        assert rounded == {"high": "tf32", "medium": "bf16"}[setting]
+        centroids.nearest(x)
+        centroids.replace(x, 0.4)
+        assert torch.backends.mkldnn.matmul.fp32_precision == rounded
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(torch.equal(one, expected) for one in found)
+    assert len(found) == 2
+
+
+def test_moved_centroids_are_kept():
+    centroids = Centroids(torch.randn(3, 4))
+    assert centroids.to("meta") is centroids.to("meta") is not centroids
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunks_change_nothing(monkeypatch, dtype):
     x, c = draw(0, 101, 16).to(dtype), draw(1, 8, 16)

@@ -31,7 +31,7 @@ def test_centroids_are_k_means_of_the_harvest(backend):
     for name, rows in oracle("llava").items():
         modality, layer = name.split(".")
         expected = kmeans(rows, 4, backend=backend)
-        assert np.array_equal(bank.centroids(modality, int(layer)).numpy(), expected.centroids)
+        assert np.array_equal(bank.tensors[modality, int(layer)].numpy(), expected.centroids)
         entry = bank.entries[modality, int(layer)]
         assert (entry.k, entry.rows, entry.seed, entry.backend) == (4, len(rows), 42, backend)
         assert entry.inertia == expected.inertia
@@ -57,7 +57,7 @@ def test_work_dir_is_kept_and_resumed(tmp_path):
     calls = processor.calls
     two = fit_bank(cached_tiny("llava"), processor, samples(10), **options)
     assert processor.calls == calls
-    assert torch.equal(one.centroids("text", 1), two.centroids("text", 1))
+    assert torch.equal(one.tensors["text", 1], two.tensors["text", 1])
 
 
 def test_progress():

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tccd.decoding.config import GATES, TOKENS, TCCDConfig
+from tccd.decoding.config import TOKENS, TCCDConfig
+from tccd.decoding.gates import GATES
 from tccd.errors import ConfigError
 
 SHARES = ("alpha_interp", "beta", "gate_threshold", "gate_ramp")

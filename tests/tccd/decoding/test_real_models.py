@@ -37,7 +37,7 @@ def test_a_default_model_equals_the_oracle(zoo, samples):
     endless = copy.deepcopy(model)
     endless.generation_config.eos_token_id = None
     batch = dict(encode(processor, [[s.image] for s in samples], [s.prompt for s in samples]))
-    brute = oracle.BruteForce(bank.centroids("text", LAYER), 0.0)
+    brute = oracle.BruteForce(bank.tensors["text", LAYER], 0.0)
     tokens, logits = oracle.greedy(endless, batch, LAYER, brute, 2.0, 8)
     assert brute.gap > 1e-4
     tccd = TCCD(endless, bank, alpha_cd=2.0, alpha_interp=0.0)

@@ -61,7 +61,7 @@ def distributions(
     if extra:
         config = TCCDConfig(**extra)
         layer = bank.layers("text")[0] if config.layer is None else config.layer
-        brute = oracle.BruteForce(bank.centroids("text", layer), config.alpha_interp)
+        brute = oracle.BruteForce(bank.tensors["text", layer], config.alpha_interp)
         where = oracle.tail_mask(
             batch["input_ids"], torch.ones_like(batch["input_ids"]), oracle.vision_ids_of(model)
         )
