@@ -10,7 +10,7 @@ from typing import Any
 
 from tccd.decoding.vllm import admission, banks, http, joints, metrics, promise
 from tccd.decoding.vllm.settings import Settings, asked, listed, settings
-from tccd.errors import TCCDError
+from tccd.errors import ConfigError, TCCDError
 from tccd.modality import vision_token_ids
 
 
@@ -27,25 +27,34 @@ def install() -> None:
     joints.wrap(app, "init_entrypoints_middleware", _init_middleware)
 
 
-def wanted(extra_args: dict[str, Any] | None) -> Settings | None:
+def settled(extra_args: dict[str, Any] | None) -> Settings | None:
     """The settings that a request asks for; None for plain decoding.
 
     Raises:
-        VLLMValidationError: a bad parameter, or this engine runs without TCCD.
+        ConfigError: a bad parameter, or this engine runs without TCCD.
     """
-    from vllm.exceptions import VLLMValidationError
-
     keys = asked(extra_args)
     if not keys:
         return None
     if not banks.enabled():
-        raise VLLMValidationError(
+        raise ConfigError(
             f"{listed(keys)}: this engine runs without TCCD; its operator turns it on by {banks.VARIABLE}"
         )
     if not joints.installed():
-        raise VLLMValidationError(f"{listed(keys)}: {promise.without_plugin()}")
+        raise ConfigError(f"{listed(keys)}: {promise.without_plugin()}")
+    return settings(keys, banks.loaded())
+
+
+def wanted(extra_args: dict[str, Any] | None) -> Settings | None:
+    """`settled`, for vLLM's own code, whose servers answer its error with HTTP 400.
+
+    Raises:
+        VLLMValidationError: as `settled` says.
+    """
+    from vllm.exceptions import VLLMValidationError
+
     try:
-        return settings(keys, banks.loaded())
+        return settled(extra_args)
     except TCCDError as error:
         raise VLLMValidationError(str(error)) from error
 
@@ -83,16 +92,14 @@ async def _check_model(original: Callable, serving: Any, request: Any) -> Any:
     extra, xargs = getattr(request, "model_extra", None) or {}, getattr(request, "vllm_xargs", None)
     beams = {"use_beam_search": True} if getattr(request, "use_beam_search", False) else {}
     try:
-        http.check_keys(extra | beams | ({"vllm_xargs": xargs} if xargs else {}), ("vllm_xargs",), wanted)
-    except VLLMValidationError:
-        raise
+        http.check_keys(extra | beams | ({"vllm_xargs": xargs} if xargs else {}), ("vllm_xargs",), settled)
     except ValueError as error:
         raise VLLMValidationError(str(error)) from error
     return await original(serving, request)
 
 
 def _init_middleware(original: Callable, args: Any, app: Any, *more: Any, **kwargs: Any) -> Any:
-    app.add_middleware(http.Door, wanted=wanted)  # the first one added is the innermost: behind the API key
+    app.add_middleware(http.Door, wanted=settled)  # the first one added is the innermost: behind the API key
     return original(args, app, *more, **kwargs)
 
 

@@ -80,6 +80,7 @@ def test_bad_requests_get_400_and_leave_nothing(request, with_bank):
                 assert "this engine runs without TCCD" in message, (name, message)
         status, text = server.post(CHAT, chat(number))
         assert status == 200, (name, text[:300])
+    assert "Exception in ASGI application" not in server.log.read_text()  # which would close a shared connection
 
 
 @pytest.mark.parametrize("stream", [True, False])

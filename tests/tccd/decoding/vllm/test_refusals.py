@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from tccd import CentroidBank
-from tccd.decoding.vllm.refusals import check_version
-from tccd.errors import ConfigError
+from tccd.decoder import identify
+from tccd.decoding.vllm.banks import Banks
+from tccd.decoding.vllm.refusals import check_banks, check_version
+from tccd.errors import BankMismatchError, ConfigError
 from tests.tccd.decoding.common import text_centroids
 from tests.tccd.decoding.vllm.host import ROOT
 from tests.tccd.decoding.vllm.models import tokenizer
@@ -119,19 +121,6 @@ class TestConfigurations:
     def test_a_tested_one_is_not(self, refused):
         assert refused["fine"] is None
 
-    def test_banks_of_other_models(self, checkpoint, tmp_path):
-        served = checkpoint("qwen2_5_vl")
-        options = {"model": str(served.folder), "dtype": "float32", "max_model_len": 256}
-        for other, said in (
-            (tiny("llava", layers=5), "kind: bank 'llava', model 'qwen2_5_vl'"),
-            (tiny("qwen2_5_vl", layers=7), "number of layers: bank 7, model 5"),
-        ):
-            CentroidBank.from_arrays(other, {("text", 2): text_centroids()}).save(tmp_path / "other.safetensors")
-            found = configure(tmp_path / "other.safetensors", {"x": options})["x"]
-            assert found is not None
-            assert "bank 'default': the bank was fitted for another model" in found
-            assert said in found
-
     def test_a_label_does_not_decide_where_weights_do(self, checkpoint, tmp_path):
         served = checkpoint("qwen2_5_vl")
         model = replace(served.bank.model, model_id="somebody/copy", revision="0" * 40)
@@ -179,9 +168,33 @@ class TestConfigurations:
             start(replace(served, folder=folder), bank=str(tmp_path / "other.safetensors"))
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_banks_of_other_models(loaded):
+    model = identify(tiny("qwen2_5_vl", layers=5))
+    unread, elsewhere = replace(model, embedding=None), replace(model, model_id="x", revision="1")
+
+    def check(fitted: Any, seen: Any) -> None:
+        bank = CentroidBank.from_arrays(fitted, {("text", 2): text_centroids(model.hidden_size)})
+        check_banks(Banks({"a": bank}), replace(seen, fingerprint=None), loaded)
+
+    for other, said in (
+        (replace(model, model_type="llava"), "kind: bank 'llava', model 'qwen2_5_vl'"),
+        (replace(model, num_layers=7), "number of layers: bank 7, model 5"),
+        (replace(elsewhere, embedding="0" * 64), "embeddings: bank"),
+        (replace(elsewhere, embedding=None), "model id: bank 'x'"),
+    ):
+        with pytest.raises(BankMismatchError, match=f"bank 'a': the bank was fitted for another model .*{said}"):
+            check(other, model)
+    check(elsewhere, model)
+    if loaded:
+        with pytest.raises(BankMismatchError, match="model id: bank 'x'"):
+            check(elsewhere, unread)
+    else:
+        check(elsewhere, unread)
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3"])
 def test_the_fingerprint_on_disk_is_that_of_the_loaded_model(tmp_path, family):
-    from tccd.decoder import identify
     from tccd.decoding.vllm.weights import embedding
 
     model = tiny(family)
