@@ -24,10 +24,10 @@ from rich.table import Table
 from eval.banks import arms, fit_banks
 from eval.datasets.easy_vqa import balanced, halves, majority_answers, minority, sample
 from eval.zoo import load
-from probes.arms import Answers, answer
+from probes.asking.arms import Answers, answer
 from probes.clusters import clusters_of_samples
 from probes.outcomes import gain
-from probes.replacement import envelope
+from probes.report.envelope import envelope
 from tccd import CentroidBank, TCCDConfig
 from tccd.atomic import write_atomic
 from tccd.data import Sample, load_samples

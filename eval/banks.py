@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from probes.arms import Arm
+from probes.asking.arms import Arm
 from tccd import CentroidBank, TCCDConfig, fit_bank
 from tccd.data import Sample
 from tccd.decoding.references import centroid_erasure

@@ -16,8 +16,8 @@ from eval import zoo
 from eval.banks import fit_banks
 from eval.datasets.easy_vqa import sample
 from probes.compare import compare, read_report
-from probes.grid import Grid
 from probes.replacement import run
+from probes.replacement.grid import Grid
 from probes.report import write_report
 from tccd.data import Sample, load_samples
 

@@ -24,7 +24,7 @@ from scipy.stats import norm
 
 from probes.advise import advise
 from probes.outcomes import bits
-from probes.replacement import envelope
+from probes.report.envelope import envelope
 from probes.signs import GAINS
 from tccd.atomic import write_atomic
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 
 from eval.zoo import load
-from probes.grid import Grid
 from probes.replacement import run
+from probes.replacement.grid import Grid
 from probes.report import write_report
 from tccd import fit_bank
 from tccd.data import load_samples

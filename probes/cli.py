@@ -181,9 +181,9 @@ def replacement(
     columns = parse_columns(column)
     _check_out(out)
 
-    from probes.grid import Grid, held_layers
-    from probes.journal import FOLDER, discard
+    from probes.asking.journal import FOLDER, discard
     from probes.replacement import run
+    from probes.replacement.grid import Grid, held_layers
     from probes.report.files import write_report
     from tccd.centroids.bank import CentroidBank
     from tccd.cli.model import load_model
@@ -271,7 +271,7 @@ def _tell(result: Mapping[str, Any], files: Sequence[Path], as_json: bool) -> No
 @contextmanager
 def _going_on(journal: Path) -> Iterator[None]:
     """Lets an error of writing say how to go on from what is kept."""
-    from probes.journal import begun
+    from probes.asking.journal import begun
     from tccd.atomic import unwritable
 
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from probes.report.envelope import envelope
 from probes.report.publish import read_newest
 from probes.report.schema import SCHEMA, validate
 from probes.statistics import holm
@@ -69,12 +69,9 @@ def compare(reports: Mapping[str, Result], title: str | None = None) -> dict[str
     _distinct(reports)
     _same_data(reports)
     models = [name for result in reports.values() for name in result["models"]]
-    merged: dict[str, Any] = {
-        "schema": SCHEMA,
-        "title": title or f"What each modality is worth to {len(models)} models",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(reports),
-        "config": {source: dict(result["config"]) for source, result in reports.items()},
+    config = {source: dict(result["config"]) for source, result in reports.items()}
+    title = title or f"What each modality is worth to {len(models)} models"
+    merged: dict[str, Any] = envelope(title, config, _versions(reports)) | {
         "models": {name: model for result in reports.values() for name, model in result["models"].items()},
         "cells": [],
     }

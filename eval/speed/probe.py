@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eval.speed.models import describe, prompt, random_qwen
 from eval.speed.timing import Seconds, alternate, machine, spread, write
-from probes.streams import run_streams
+from probes.asking.forward import run_streams
 from tccd import CentroidBank
 from tccd.centroids.replacement import Centroids
 from tccd.decoder import find_decoder

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eval.zoo import load
-from probes.arms import Arm, answer
+from probes.asking.arms import Arm, answer
 from probes.replacement import run
 from tccd import CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples

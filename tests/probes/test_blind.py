@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from probes.blind import GREY, majority, withheld
+from probes.asking.blind import GREY, majority, withheld
 from tccd.data import Sample
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.zoo import load
-from probes.controls import matched_alpha, random_centroid, random_direction
-from probes.grid import Cell, opposite
-from probes.streams import encode_samples, run_streams
+from probes.asking.forward import encode_samples, run_streams
+from probes.replacement.controls import matched_alpha, random_centroid, random_direction
+from probes.replacement.grid import Cell, opposite
 from tccd import CentroidBank
 from tccd.centroids.replacement import Centroids
 from tccd.data import load_samples
@@ -108,8 +108,8 @@ def test_sparing_leaves_the_answering_position_and_displacement_counts_the_other
 
 
 def test_a_bank_of_one_centroid_has_no_random_other():
-    from probes.grid import Grid
     from probes.replacement import run
+    from probes.replacement.grid import Grid
 
     model, processor = load("llava-competing")
     width = model.config.text_config.hidden_size

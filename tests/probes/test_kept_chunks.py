@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from eval.zoo import load
-from probes.grid import Grid
 from probes.replacement import run
+from probes.replacement.grid import Grid
 from tccd.data import Sample
 from tccd.errors import BusyError, ConfigError, DataError
 from tests.probes.test_resume import Cut, make_bank
@@ -173,7 +173,7 @@ def test_settings_edited_to_fit_do_not_make_the_chunks_fit(ask, samples, tmp_pat
 
 
 def test_a_full_disk_is_refused_before_the_first_forward(ask, samples, monkeypatch):
-    from probes import journal
+    from probes.asking import journal
 
     monkeypatch.setattr(journal.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 1000))
     with pytest.raises(ConfigError, match=r"has 0\.0 MiB left, and the run needs at least 0\.2"):

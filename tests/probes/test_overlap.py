@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from eval.zoo import load, path
 from probes.compare import compare
-from probes.grid import Grid
-from probes.overlap import data_block, seen_pictures
 from probes.replacement import run
+from probes.replacement.grid import Grid
+from probes.replacement.overlap import data_block, seen_pictures
 from probes.report import validate
 from probes.report.data import told
 from probes.report.page import render

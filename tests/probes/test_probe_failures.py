@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from eval.zoo import load, path
-from probes import replacement
-from probes.journal import FOLDER
+from probes.asking.forward import encode_samples
+from probes.asking.journal import FOLDER
+from probes.replacement import probe as replacement
 from probes.report import publish
-from probes.streams import encode_samples
 from tccd.__main__ import app
 from tccd.cli import model as models
 from tccd.data import load_samples
@@ -110,7 +110,7 @@ def test_a_report_that_could_not_be_written_costs_no_answer(probe, monkeypatch, 
     assert len(list((tmp_path / "out" / FOLDER).glob("chunk-*"))) == 3
     assert not (tmp_path / "out" / "report.json").exists()
 
-    from probes import arms
+    from probes.asking import arms
 
     monkeypatch.setattr(arms, "run_streams", None)  # no forward is needed any more
     result = probe("--resume")

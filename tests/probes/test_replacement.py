@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from eval.zoo import load
-from probes.arms import Arm, answer
-from probes.blind import majority
-from probes.grid import Grid
+from probes.asking.arms import Arm, answer
+from probes.asking.blind import majority
+from probes.asking.forward import encode_samples
 from probes.replacement import run
+from probes.replacement.grid import Grid
 from probes.report import validate
 from probes.report.schema import plain
-from probes.streams import encode_samples
 from tccd import CentroidBank
 from tccd.data import Sample, load_samples
 from tccd.decoding.references import centroid_erasure

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from eval.zoo import load
-from probes.arms import Arm, answer
-from probes.generation import generate_tokens
+from probes.asking.arms import Arm, answer
+from probes.asking.generation import generate_tokens
 from tccd import CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.decoder import find_decoder
@@ -105,8 +105,8 @@ def test_open_answers_of_several_tokens(zoo):
     arms = [Arm(erasures[0]), Arm(erasures[1]), Arm(erasures[0], config)]
     found = answer(model, processor, samples, arms, batch_size=3, blind=True)
     decoder = find_decoder(model)
-    from probes.generation import generate
-    from probes.streams import encode_samples
+    from probes.asking.forward import encode_samples
+    from probes.asking.generation import generate
 
     batch = encode_samples(model, processor, samples)
     expected = partial(generate, processor, decoder, batch, 6)

@@ -15,9 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from eval.zoo import load, path
-from probes.grid import Grid
-from probes.journal import FOLDER, Journal
+from probes.asking.journal import FOLDER, Journal
 from probes.replacement import run
+from probes.replacement.grid import Grid
 from tccd import CentroidBank
 from tccd.__main__ import app
 from tccd.data import load_samples
@@ -69,7 +69,8 @@ def test_a_run_cut_short_is_resumed(zoo, samples, bank, tmp_path, monkeypatch):
     kept = sorted(file.name for file in (tmp_path / "j").glob("[!.]*"))
     assert kept == ["chunk-00000000.json", "chunk-00000006.json", "doses.json", "settings.json"]
     asked = []
-    from probes import arms, replacement
+    from probes.asking import arms
+    from probes.replacement import probe as replacement
 
     original = arms.run_streams
     for module in (arms, replacement):

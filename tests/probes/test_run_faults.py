@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from eval.zoo import load, path
-from probes import replacement
-from probes.grid import Grid
-from probes.journal import FOLDER, discard
+from probes.asking.journal import FOLDER, discard
+from probes.replacement import probe as replacement
 from probes.replacement import run
+from probes.replacement.grid import Grid
 from tccd.__main__ import app
 from tccd.data import load_samples
 from tests import faults

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from eval.zoo import load
-from probes.scoring import SLACK, describe, longest, normalised, targets
+from probes.asking.scoring import SLACK, describe, longest, normalised, targets
 from tccd.data import Sample
 from tccd.errors import DataError
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from probes.streams import run_streams
+from probes.asking.forward import run_streams
 from tccd import TCCD
 from tccd.decoder import find_decoder
 from tccd.decoding.references import centroid_erasure

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from probes.streams import run_streams
+from probes.asking.forward import run_streams
 from tccd.centroids.replacement import Centroids
 from tccd.decoder import find_decoder
 from tccd.decoding.references import centroid_erasure

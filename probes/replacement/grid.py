@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from probes.arms import Arm
-from probes.controls import matched_alpha, random_centroid, random_direction
+from probes.asking.arms import Arm
+from probes.replacement.controls import matched_alpha, random_centroid, random_direction
 from tccd.centroids.bank import CentroidBank
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.references import centroid_erasure
@@ -105,7 +105,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Design:
     """What is measured, and the arms that do it: one a cell, then one a control, then one a setting."""
 
     cells: list[Cell]
@@ -118,13 +118,13 @@ class Plan:
 Measure = Callable[[Sequence[Arm]], Sequence[float]]
 
 
-def plan(
+def design(
     model: Any,
     banks: Mapping[str, CentroidBank],
     grid: Grid,
     measure: Measure,
     fitted_on: str | None = None,
-) -> Plan:
+) -> Design:
     """Lay out a run.
 
     Args:
@@ -168,7 +168,7 @@ def plan(
         arms.append(Arm(erasures[key], config))
     if grid.alpha_cd and not settings:
         raise ConfigError("alpha_cd asks for TCCD, which erases text, but no layer of text is asked for")
-    return Plan(cells, controls, settings, arms)
+    return Design(cells, controls, settings, arms)
 
 
 def _layers(banks: Mapping[str, CentroidBank], grid: Grid) -> dict[str, tuple[int, ...]]:

@@ -5,9 +5,6 @@ Source: Paruchuri et al., "The Cost of Language", COLM 2026, arXiv 2604.14363.
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from probes.arms import Answers, Arm, answer
-from probes.blind import BLIND, MAJORITY, majority
+from probes.asking.arms import Answers, Arm, answer
+from probes.asking.blind import BLIND, MAJORITY, majority
+from probes.asking.fingerprint import fingerprint
+from probes.asking.forward import encode_samples, run_streams
+from probes.asking.journal import Journal, open_journal
+from probes.asking.scoring import describe as describe_scoring
+from probes.asking.scoring import targets
 from probes.bootstrap import paired_bootstrap_ratio
 from probes.clusters import Clusters
-from probes.examples import flips
-from probes.fingerprint import fingerprint
-from probes.grid import Cell, Grid, Plan, opposite, plan
-from probes.journal import Journal, open_journal
 from probes.outcomes import accuracy, bits, by_task, cost, gain, labels
-from probes.overlap import data_block, seen_pictures
 from probes.protocols import protocols
-from probes.report.schema import SCHEMA
-from probes.scoring import describe as describe_scoring
-from probes.scoring import targets
+from probes.replacement.examples import flips
+from probes.replacement.grid import Cell, Design, Grid, design, opposite
+from probes.replacement.overlap import data_block, seen_pictures
+from probes.report.envelope import envelope
 from probes.statistics import holm
-from probes.streams import encode_samples, run_streams
 from probes.warnings import warn
 from tccd.centroids.bank import CentroidBank
 from tccd.data import Sample
@@ -76,7 +73,7 @@ def run(
         fitted_on: model id of the banks, to accept a rewritten copy of that model; see `CentroidBank.check`. The
             report names it where a bank passed by it alone.
         journal: folder that keeps what is done, so that a killed run can be resumed. It is still there when the
-            run is finished: `probes.journal.discard` it once the report is written.
+            run is finished: `probes.asking.journal.discard` it once the report is written.
         resume: go on with what the journal holds.
         progress: called with (samples done, samples in all).
 
@@ -96,7 +93,7 @@ def run(
     check_samples(model, processor, samples)
     with _kept(model, samples, banks, grid, batch_size, journal, resume) as kept:
         measure = partial(_doses, model, processor, samples, batch_size, kept)
-        found = plan(model, banks, grid, measure, fitted_on)
+        found = design(model, banks, grid, measure, fitted_on)
         if kept is not None:
             kept.check_room(len(samples) * (len(found.arms) * ROOM_AN_ANSWER + ROOM_A_QUESTION) + ROOM_A_PAGE)
         answers = answer(
@@ -141,7 +138,7 @@ def _result(
     model: Any,
     grid: Grid,
     banks: Mapping[str, CentroidBank],
-    found: Plan,
+    found: Design,
     answers: Answers,
     examples: int,
 ) -> dict[str, Any]:
@@ -165,7 +162,7 @@ def _named(bank: CentroidBank | Sequence[CentroidBank] | Mapping[str, CentroidBa
     return {f"bank {number}" if len(bank) > 1 else "bank": one for number, one in enumerate(bank, 1)}
 
 
-def _rows(name: str, found: Plan, answers: Answers) -> dict[str, list[dict[str, Any]]]:
+def _rows(name: str, found: Design, answers: Answers) -> dict[str, list[dict[str, Any]]]:
     """The report's cells, controls and TCCD cells, each list's p-values adjusted over it."""
     tasks, clusters = _tasks(answers), _clusters(answers)
     right, moved = answers.arms_correct, answers.displacement
@@ -195,7 +192,7 @@ def _rows(name: str, found: Plan, answers: Answers) -> dict[str, list[dict[str, 
     return rows
 
 
-def _headline(found: Plan) -> tuple[int, int] | None:
+def _headline(found: Design) -> tuple[int, int] | None:
     """Numbers of the text and the vision cell whose costs are compared: the middle pair of the first bank, of the
     lowest alpha and the first segments. Chosen by position and not by outcome.
     """
@@ -214,7 +211,7 @@ def _headline(found: Plan) -> tuple[int, int] | None:
     return chosen[text], chosen[vision]
 
 
-def ratio(name: str, found: Plan, answers: Answers) -> dict[str, Any]:
+def ratio(name: str, found: Design, answers: Answers) -> dict[str, Any]:
     """Asymmetry ratio, text cost over vision cost, of the headline's cells; again with doses matched, where the
     run has that control.
 
@@ -322,21 +319,3 @@ def _clusters(answers: Answers) -> Clusters:
 
 def _tasks(answers: Answers) -> list[str]:
     return [s.task or "all" for s in answers.samples]
-
-
-def envelope(title: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What every report says of itself: schema, title, time, versions, configuration."""
-    packages = ("tccd", "torch", "transformers", "numpy", "faiss-cpu", "scikit-learn", "scipy", "statsmodels")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "schema": SCHEMA,
-        "title": title,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": versions,
-        "config": dict(config),
-    }

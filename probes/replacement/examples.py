@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from probes.arms import Answers
+from probes.asking.arms import Answers
 
 #: Longer side of an example's image, in pixels, at most: a page holds many.
 SIDE = 224

@@ -12,11 +12,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from probes.blind import withheld
-from probes.generation import generate
-from probes.journal import Journal
-from probes.scoring import Scorer, Target, longest, targets
-from probes.streams import encode_samples, run_streams
+from probes.asking.blind import withheld
+from probes.asking.forward import encode_samples, run_streams
+from probes.asking.generation import generate
+from probes.asking.journal import Journal
+from probes.asking.scoring import Scorer, Target, longest, targets
 from tccd.data import Sample
 from tccd.data.pictures import picture_digest
 from tccd.decoder import Decoder, find_decoder
@@ -150,7 +150,7 @@ def answer(
         arms: what to compare with the clean stream.
         batch_size: samples a forward.
         blind: whether the clean stream is asked with the image withheld too.
-        scoring: of `probes.scoring.targets`, where it is there already.
+        scoring: of `probes.asking.scoring.targets`, where it is there already.
         journal: keeps what is done, and knows what was done before.
         progress: called with (samples done, samples in all).
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.scoring import normalised
+from probes.asking.scoring import normalised
 from tccd.decoder import Decoder
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.session import ContrastSession

@@ -1,0 +1,40 @@
+"""What every report says of itself, whoever makes it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from probes.report.schema import SCHEMA
+
+
+def envelope(title: str, config: Mapping[str, Any], versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Schema, title, time, versions and configuration of a report.
+
+    Args:
+        title: of its page.
+        config: what it was made with, as JSON values.
+        versions: of packages, by name; those of this process when None.
+    """
+    return {
+        "schema": SCHEMA,
+        "title": title,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": dict(installed() if versions is None else versions),
+        "config": dict(config),
+    }
+
+
+def installed() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on, as far as they are installed."""
+    packages = ("tccd", "torch", "transformers", "numpy", "faiss-cpu", "scikit-learn", "scipy", "statsmodels")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
