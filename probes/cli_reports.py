@@ -140,8 +140,8 @@ def _show_advice(advice: Mapping[str, Any]) -> None:
 
 def power_of(advice: Mapping[str, Any]) -> str:
     """How large a gain the questions at hand can tell from none."""
-    told = [f"{100 * one['gain']:g} points {100 * one['power']:.0f} %" for one in advice["power"]]
-    return f"power: a true gain of {', '.join(told)}"
+    gains, found = (", ".join(f"{100 * one[key]:.0f}" for one in advice["power"]) for key in ("gain", "power"))
+    return f"power: true gains of {gains} points would be found in about {found} % of such data sets"
 
 
 def _show_models(summary: Sequence[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,13 +68,13 @@ def gains_of_many(
             "items; expected (settings, n), (n,) and n with at least one setting"
         )
     changes = right.astype(np.int8) - base.astype(np.int8)
-    sums = [_sums(changes, codes) for codes in clusters.sampled().values()]
+    sums = [_sums(changes.astype(int), codes) for codes in clusters.sampled().values()]
     spread = _spread(changes, sums, clusters)
     moved = np.flatnonzero(spread)
     p_values, power = np.ones(len(right)), np.zeros((len(right), len(GAINS)))
     if len(moved):
         total = changes.sum(axis=1, dtype=int)[moved] / spread[moved]
-        shift = len(base) * np.outer(1 / spread[moved], GAINS)
+        shift = _shift(changes[moved].mean(axis=1), spread[moved], clusters)
         found = [_judged(of[:, moved], total, shift, draws, seed) for of in sums]
         p_values[moved] = np.max([p for p, _ in found], axis=0)
         power[moved] = np.min([of for _, of in found], axis=0)
@@ -81,7 +82,7 @@ def gains_of_many(
 
 
 def _judged(
-    sums: NDArray[np.int_], total: NDArray[np.floating], shift: NDArray[np.floating], draws: int, seed: int
+    sums: NDArray[Any], total: NDArray[np.floating], shift: NDArray[np.floating], draws: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """p-values and power from turns of one clustering's signs."""
     scale = np.sqrt((sums.astype(float) ** 2).sum(axis=0))
@@ -98,17 +99,30 @@ def _judged(
     return p_values, np.stack(power, axis=1)
 
 
+def _shift(gain: NDArray[np.floating], spread: NDArray[np.floating], clusters: Clusters) -> NDArray[np.floating]:
+    """By how much each of `GAINS` moves a studentised gain, shape (settings, gains).
+
+    A gain is questions put right, each of which adds to the spread, and it adds to every cluster's sum. So the
+    spread at another gain than the one at hand is another, but never less than that of the questions put right.
+    """
+    n, true = len(clusters), np.array(GAINS)
+    together = max(float((np.bincount(codes).astype(float) ** 2).sum()) for codes in clusters.sampled().values())
+    squared = spread[:, None] ** 2 + n * (true - gain[:, None]) + together * (true**2 - gain[:, None] ** 2)
+    return n * true / np.sqrt(np.maximum(squared, n * true))
+
+
 def _spread(changes: NDArray[np.int8], sums: list[NDArray[np.int_]], clusters: Clusters) -> NDArray[np.float64]:
     """The largest standard deviation of each setting's total change, shape (settings,)."""
-    found = [(changes != 0).sum(axis=1).astype(float)]
+    found = [(changes.astype(float) ** 2).sum(axis=1)]
     found += [(of.astype(float) ** 2).sum(axis=0) for of in sums]
     if len(sums) > 1 and clusters.both is not None:
-        found.append(found[1] + found[2] - (_sums(changes, clusters.both).astype(float) ** 2).sum(axis=0))
+        both = _sums(changes.astype(float), clusters.both)
+        found.append(found[1] + found[2] - (both**2).sum(axis=0))
     return np.sqrt(np.max(found, axis=0))
 
 
-def _sums(changes: NDArray[np.int8], codes: Codes) -> NDArray[np.int_]:
+def _sums(changes: NDArray[Any], codes: Codes) -> NDArray[Any]:
     """Change by cluster, shape (clusters, settings)."""
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    return np.add.reduceat(changes[:, order], starts, axis=1, dtype=int).T
+    return np.add.reduceat(changes[:, order], starts, axis=1).T
