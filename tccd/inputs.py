@@ -1,15 +1,15 @@
 """Images and prompts -> model inputs: the one place that formats a prompt, and says which prompts can't be asked.
 
 A prompt can't be asked if it holds one of the tokens that stand for pictures in the model's own prompts, or if it
-is longer than the model's context. `check_samples` finds such prompts before the first forward, `check_context`
-the ones that are too long only with their pictures.
+is longer than the model's context, the tokens of its pictures included. `check_samples` finds such prompts before
+the first forward; `check_context` looks again at each batch.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from PIL.Image import Image
 
@@ -17,6 +17,12 @@ from tccd.errors import ConfigError, DataError
 
 #: Names of tokens that have to do with pictures: in a processor, a config or a vocabulary.
 _VISUAL = re.compile(r"image|img|vision|visual|video|boi_|eoi_", re.IGNORECASE)
+
+#: Width and height of each of a prompt's pictures.
+Sizes: TypeAlias = tuple[tuple[int, int], ...]
+
+#: Room for so many times the tokens of the most extreme pictures is room for those of any other.
+_ROOMY = 4
 
 #: The prompt of the published fit (arXiv 2604.14363).
 PAPER_PROMPT = "Describe what you see in this image.\nAnswer:"
@@ -179,11 +185,14 @@ def check_context(config: Any, inputs: Mapping[str, Any], names: Sequence[str], 
         DataError: a row doesn't fit, the tokens of its pictures included; names the first.
         ConfigError: a row fits, but not with its answer.
     """
+    for length, name in zip(_row_lengths(inputs), names, strict=True):
+        _check_length(config, length, name, new_tokens, "with its picture")
+
+
+def _row_lengths(inputs: Mapping[str, Any]) -> list[int]:
     mask = inputs.get("attention_mask")
     rows, width = inputs["input_ids"].shape
-    lengths = [width] * rows if mask is None else mask.sum(-1).tolist()
-    for length, name in zip(lengths, names, strict=True):
-        _check_length(config, length, name, new_tokens, "with its picture")
+    return [width] * rows if mask is None else mask.sum(-1).tolist()
 
 
 def _check_length(config: Any, length: int, name: str, new_tokens: int, counted: str) -> None:
@@ -199,21 +208,25 @@ def _check_length(config: Any, length: int, name: str, new_tokens: int, counted:
     )
 
 
-def check_samples(model: Any, processor: Any, samples: Iterable[Any], prompt: str | None = None) -> None:
-    """Refuse prompts that can't be asked, before the first is; reads no picture.
+def check_samples(
+    model: Any, processor: Any, samples: Sequence[Any], prompt: str | None = None, new_tokens: int = 0
+) -> None:
+    """Refuse prompts that can't be asked, before the first is.
 
-    A prompt is held to be as long as its text and one token for its picture, so one that only just fits may
-    still be found too long by `check_context`, when its picture is there.
+    How many tokens a picture takes depends on its size, which is read from its file's header. Where samples have
+    no `size`, a prompt that is too long only with its picture is left to `check_context`.
 
     Args:
         model: a transformers vision-language model.
         processor: its processor.
-        samples: have `id` and `prompt`, as `tccd.data.Sample` does.
+        samples: have `id`, `prompt` and `size`, as `tccd.data.Sample` does.
         prompt: asked about every picture instead of the samples' own.
+        new_tokens: tokens that each answer may have.
 
     Raises:
-        DataError: a prompt holds a token that stands for a picture, or is longer than the model's context; names
-            the first sample that has it.
+        DataError: a prompt holds a token that stands for a picture, or is longer than the model's context; or a
+            picture's header can't be read. Names the first sample that has it.
+        ConfigError: a prompt fits, but not with its answer.
     """
     if prompt is not None:
         asked = {prompt: "the prompt for every picture"}
@@ -221,11 +234,16 @@ def check_samples(model: Any, processor: Any, samples: Iterable[Any], prompt: st
         asked = {}
         for sample in samples:
             asked.setdefault(sample.prompt, f"sample {sample.id}")
-    check_asked(model.config, processor, asked)
+    check_asked(model.config, processor, asked, new_tokens)
+    if context_length(model.config) is None:
+        return
+    told = [sample for sample in samples if hasattr(sample, "size")]
+    shown = [Shown(f"sample {s.id}", s.prompt if prompt is None else prompt, (s.size,)) for s in told]
+    check_shown(model.config, processor, shown, new_tokens)
 
 
 def check_asked(config: Any, processor: Any, asked: Mapping[str, str], new_tokens: int = 0) -> None:
-    """`check_samples` for prompts without samples.
+    """`check_samples` for prompts whose pictures are not there yet: each is taken for one token.
 
     Args:
         config: the model's config.
@@ -234,12 +252,96 @@ def check_asked(config: Any, processor: Any, asked: Mapping[str, str], new_token
         new_tokens: tokens that each answer may have.
 
     Raises:
-        DataError: as `check_samples`.
+        DataError: a prompt holds a token that stands for a picture, or is longer than the model's context.
         ConfigError: a prompt fits, but not with its answer.
     """
     check_prompts(processor, list(asked), asked.values(), config)
+    if context_length(config) is None:
+        return
+    lengths = _Lengths(processor)
+    for prompt, name in asked.items():
+        _check_length(config, lengths.text(prompt, 1), name, new_tokens, "without its picture")
+
+
+class Shown(NamedTuple):
+    """A prompt with the sizes of its pictures: width and height of each. `name` is what errors call it."""
+
+    name: str
+    prompt: str
+    sizes: Sizes
+
+
+def check_shown(config: Any, processor: Any, shown: Sequence[Shown], new_tokens: int = 0) -> None:
+    """Refuse prompts that are longer than the model's context with their pictures, before a picture is read.
+
+    A short prompt is encoded for each distinct size, with a grey picture. Where the context has room for several
+    times the tokens of the pictures with the most extreme sizes, no others are.
+
+    Args:
+        config: the model's config.
+        processor: its processor.
+        shown: the prompts.
+        new_tokens: tokens that each answer may have.
+
+    Raises:
+        DataError: a prompt doesn't fit, or the processor fails at a picture of its size; names the first.
+        ConfigError: a prompt fits, but not with its answer.
+    """
     limit = context_length(config)
-    for prompt, name in asked.items() if limit is not None else ():
-        text = format_prompt(processor, prompt)
-        ids = processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        _check_length(config, len(ids), name, new_tokens, "without its picture")
+    if limit is None or not shown:
+        return
+    lengths = _Lengths(processor)
+    named = {one.sizes: one.name for one in reversed(shown)}
+    most = max(lengths.pictures(sizes, named[sizes]) for sizes in _extremes(named))
+    text = max(lengths.text(one.prompt, len(one.sizes)) for one in shown)
+    if text + _ROOMY * most + new_tokens <= limit:
+        return
+    for one in shown:
+        length = lengths.text(one.prompt, len(one.sizes)) + lengths.pictures(one.sizes, one.name)
+        _check_length(config, length, one.name, new_tokens, "with its picture")
+
+
+def _extremes(found: Iterable[Sizes]) -> set[Sizes]:
+    """Those with the most pictures, the most pixels, the longest side; the least square and the most square."""
+    found = list(found)
+    shapes = (
+        len,
+        lambda sizes: sum(width * height for width, height in sizes),
+        lambda sizes: max(map(max, sizes), default=0),
+        lambda sizes: max((max(size) / min(size) for size in sizes), default=0),
+        lambda sizes: -min((max(size) / min(size) for size in sizes), default=0),
+    )
+    return {max(found, key=shape) for shape in shapes}
+
+
+class _Lengths:
+    """Counts tokens: of a text once for each prompt, of pictures once for each size."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._texts: dict[tuple[str, int], int] = {}
+        self._pictures: dict[Sizes, int] = {}
+
+    def text(self, prompt: str, pictures: int) -> int:
+        """Tokens of a formatted prompt, where each picture is one."""
+        if (prompt, pictures) not in self._texts:
+            text = format_prompt(self._processor, prompt, pictures)
+            ids = self._processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            self._texts[prompt, pictures] = len(ids)
+        return self._texts[prompt, pictures]
+
+    def pictures(self, sizes: Sizes, name: str) -> int:
+        """Tokens that pictures of such sizes add to that, whatever the prompt; `name` is for errors."""
+        from PIL.Image import new
+
+        if sizes not in self._pictures:
+            try:
+                inputs = encode(self._processor, [[new("RGB", size, "grey") for size in sizes]], ["?"])
+            except Exception as error:  # each processor's own
+                told = ", ".join(f"{width} x {height}" for width, height in sizes)[:200]
+                raise DataError(
+                    f"{name}: {type(self._processor).__name__} fails at a picture of {told} pixels "
+                    f"({type(error).__name__}: {str(error)[:200]}); expected one of another size"
+                ) from error
+            self._pictures[sizes] = _row_lengths(inputs)[0] - self.text("?", len(sizes))
+        return self._pictures[sizes]

@@ -20,7 +20,7 @@ from probes.asking.fingerprint import fingerprint
 from probes.asking.forward import encode_samples, run_streams
 from probes.asking.journal import Journal, open_journal
 from probes.asking.scoring import describe as describe_scoring
-from probes.asking.scoring import targets
+from probes.asking.scoring import longest, targets
 from probes.bootstrap import paired_bootstrap_ratio
 from probes.clusters import Clusters
 from probes.outcomes import accuracy, bits, by_task, cost, gain, labels
@@ -90,7 +90,7 @@ def run(
     grid = Grid() if grid is None else grid
     banks = _named(bank)
     scoring = targets(processor, samples)
-    check_samples(model, processor, samples)
+    check_samples(model, processor, samples, new_tokens=longest(scoring[0], samples, scoring[1]))
     with _kept(model, samples, banks, grid, batch_size, journal, resume) as kept:
         measure = partial(_doses, model, processor, samples, batch_size, kept)
         found = design(model, banks, grid, measure, fitted_on)

@@ -240,21 +240,21 @@ def check_questions(loaded: Loaded, questions: Sequence[Question], max_new_token
             image is none, an animation, or too large. Names the prompt.
         ConfigError: a prompt leaves too little room for its answer.
     """
-    from tccd.data.pictures import check_image
-    from tccd.inputs import check_asked
+    from tccd.data.pictures import image_size
+    from tccd.inputs import Shown, check_asked, check_shown
 
     asked: dict[str, str] = {}
-    seen: dict[Path, str] = {}
     for question in questions:
         asked.setdefault(question.prompt, question.name)
-        for image in question.images:
-            seen.setdefault(image, question.name)
     check_asked(loaded.model.config, loaded.processor, asked, max_new_tokens)
-    for image, name in seen.items():
+    sizes: dict[Path, tuple[int, int]] = {}
+    for question in questions:
         try:
-            check_image(image)
+            sizes |= {image: image_size(image) for image in question.images if image not in sizes}
         except DataError as error:
-            raise DataError(f"{name}: {error}") from error
+            raise DataError(f"{question.name}: {error}") from error
+    shown = [Shown(q.name, q.prompt, tuple(sizes[image] for image in q.images)) for q in questions]
+    check_shown(loaded.model.config, loaded.processor, shown, max_new_tokens)
 
 
 def answer_all(

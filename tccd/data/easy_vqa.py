@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tccd.data.sample import Sample, image_loader
+from tccd.data.sample import ImageFile, Sample
 from tccd.errors import DataError, require
 
 SHAPES = ("circle", "rectangle", "triangle")
@@ -55,5 +55,5 @@ def read_easy_vqa(split: str, prompt: str | None) -> Iterator[Sample]:
             # Open: the models answer from their whole vocabulary, as they were trained to.
             choices=None,
             task=task_of(question),
-            load=image_loader(Path(paths[image])),
+            load=ImageFile(Path(paths[image])),
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from tccd.data.pictures import open_image, to_rgb
+from tccd.data.pictures import image_size, open_image, to_rgb
 from tccd.data.records import QUOTED, find_columns, read_fields
 from tccd.data.sample import Sample
 from tccd.errors import DataError, require
@@ -218,6 +218,10 @@ class _Spooled:
 
     def __call__(self) -> Image.Image:
         return open_image(Path(self.folder.name, self.name), f"of {self.where}")
+
+    def size(self) -> tuple[int, int]:
+        """Width and height, from the file's header."""
+        return image_size(Path(self.folder.name, self.name), f"of {self.where}")
 
 
 def reason(error: Exception) -> str:

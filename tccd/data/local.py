@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tccd.data.jsonlines import bounded_lines, read_rows
 from tccd.data.records import find_columns, is_text, read_fields, shown
-from tccd.data.sample import Sample, image_loader
+from tccd.data.sample import ImageFile, Sample
 from tccd.errors import DataError
 from tccd.inputs import PAPER_PROMPT
 
@@ -41,7 +41,7 @@ def read_folder(folder: Path, prompt: str | None) -> Iterator[Sample]:
         raise DataError(f"no images in folder {folder}; looked for {', '.join(IMAGE_SUFFIXES)} in it and below")
     for path in files:
         name = path.relative_to(folder).as_posix()
-        yield Sample(name, name, prompt or PAPER_PROMPT, None, None, None, image_loader(path))
+        yield Sample(name, name, prompt or PAPER_PROMPT, None, None, None, ImageFile(path))
 
 
 def read_manifest(file: Path, prompt: str | None, columns: Mapping[str, str | None] | None) -> Iterator[Sample]:
@@ -80,7 +80,7 @@ def read_manifest(file: Path, prompt: str | None, columns: Mapping[str, str | No
                 answer=fields.answer,
                 choices=fields.choices,
                 task=fields.task,
-                load=image_loader(path),
+                load=ImageFile(path),
             )
     if empty:
         raise DataError(f"{file} is empty; expected JSON lines with image and prompt")

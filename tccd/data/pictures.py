@@ -33,6 +33,7 @@ MAX_RATIO = 200
 _FIRST_IS_WHOLE = ("MPO", "PSD")
 #: Tags of EXIF and TIFF.
 _ORIENTATION, _BITS, _ZERO_IS = 0x0112, 258, 262
+_SIDES, _ON_ITS_SIDE = (256, 257), (5, 6, 7, 8)
 
 
 def open_image(path: Path | IO[bytes], name: str | None = None) -> Image.Image:
@@ -48,13 +49,29 @@ def open_image(path: Path | IO[bytes], name: str | None = None) -> Image.Image:
     return _read(path, name, to_rgb)
 
 
-def check_image(path: Path | IO[bytes], name: str | None = None) -> None:
-    """Read the header of an image file, and refuse what `open_image` would by it; damaged pixels go unseen.
+def image_size(path: Path | IO[bytes], name: str | None = None) -> tuple[int, int]:
+    """Width and height that `open_image` will give, from the file's header: damaged pixels go unseen.
+
+    A PNG file that tells its orientation after its pixels, which few do, is taken as it lies.
+
+    Args:
+        path: the file, or its content opened.
+        name: what to call it in an error; its path when None.
 
     Raises:
-        DataError: as `open_image`.
+        DataError: the file is missing or no image, or `to_rgb` refuses it by its header.
     """
-    _read(path, name, lambda image, name: _check_shape(image, f"image {name}"))
+    return _read(path, name, lambda image, name: _upright_size(image, f"image {name}"))
+
+
+def _upright_size(image: Image.Image, named: str) -> tuple[int, int]:
+    _check_shape(image, named)
+    # By its tags: some of Pillow's versions give the size of an unread TIFF upright, others as it lies.
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag, side) for tag, side in zip(_SIDES, image.size, strict=True))
+    # Of `Image`, for a PNG's own reads the pixels.
+    turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in _ON_ITS_SIDE
+    return (height, width) if turned else (width, height)
 
 
 def _read(path: Path | IO[bytes], name: str | None, use: Callable[[Image.Image, str], T]) -> T:

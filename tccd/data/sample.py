@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
 from PIL import Image
 
-from tccd.data.pictures import open_image, picture_digest, to_rgb
+from tccd.data.pictures import image_size, open_image, picture_digest, to_rgb
 from tccd.data.records import cut
 from tccd.errors import DataError
 
@@ -27,7 +27,8 @@ class Sample:
         choices: the answers to choose among, `answer` one of them; None for an open question. Nothing adds them
             to `prompt`: where they are letters, it says what each stands for.
         task: the kind of question, by which results are grouped; None where the source tells none.
-        load: reads the image, anew at each call.
+        load: reads the image, anew at each call. Where it has a method `size`, that tells the image's width and
+            height for less.
 
     Raises:
         DataError: the answer is not among the choices.
@@ -63,6 +64,21 @@ class Sample:
         """
         try:
             return to_rgb(self.load())
+        except DataError as error:
+            raise DataError(f"sample {cut(self.id)}: {error}") from error
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height of `image` in pixels; reads no more of a file than its header.
+
+        Raises:
+            DataError: the file is missing or no image, or `to_rgb` refuses it by its header; names the sample.
+        """
+        measure = getattr(self.load, "size", None)
+        if measure is None:
+            return self.image.size
+        try:
+            return measure()
         except DataError as error:
             raise DataError(f"sample {cut(self.id)}: {error}") from error
 
@@ -106,6 +122,22 @@ class Samples(Sequence[Sample]):
         return iter(self.items)
 
 
-def image_loader(path: Path, name: str | None = None) -> Callable[[], Image.Image]:
-    """`open_image` with its arguments bound, for `Sample.load`."""
-    return partial(open_image, path, name)
+@dataclass(frozen=True)
+class ImageFile:
+    """Reads an image file; for `Sample.load`.
+
+    Attributes:
+        path: the file.
+        name: what to call it in an error; its path when None.
+    """
+
+    path: Path
+    name: str | None = None
+
+    def __call__(self) -> Image.Image:
+        """The image in RGB."""
+        return open_image(self.path, self.name)
+
+    def size(self) -> tuple[int, int]:
+        """Width and height, from the file's header."""
+        return image_size(self.path, self.name)

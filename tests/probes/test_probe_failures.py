@@ -91,7 +91,8 @@ def test_a_prompt_that_is_too_long_with_its_picture_is_named():
     sample = next(iter(load_samples("easy-vqa", limit=1)))
     words = len(processor.tokenizer("why " * 100)["input_ids"]) / 100
     long = replace(sample, prompt="why " * int((limit - 30) / words))
-    check_samples(model, processor, [long])
+    with pytest.raises(DataError, match=rf"sample {sample.id}: .* tokens with its picture"):
+        check_samples(model, processor, [sample, long])
     with pytest.raises(DataError, match=rf"sample {sample.id}: .* tokens with its picture"):
         encode_samples(model, processor, [long])
 

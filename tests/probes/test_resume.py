@@ -139,7 +139,7 @@ def test_an_unreadable_image_is_named_and_the_run_goes_on_when_it_is_mended(zoo,
         lines.append({"image": f"{i}.png", "prompt": "what color is the shape?", "answer": color, "id": f"q{i}"})
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     whole = (tmp_path / "3.png").read_bytes()
-    (tmp_path / "3.png").write_bytes(whole[:40])
+    (tmp_path / "3.png").write_bytes(whole[:60])
     model, file = str(path("llava-competing")), str(tmp_path / "bank.safetensors")
     bank.save(file)
     args = ["probe", "replacement", "--model", model, "--bank", file, "--data", str(tmp_path / "data.jsonl")]

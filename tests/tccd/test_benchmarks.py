@@ -230,6 +230,7 @@ def test_samples_of_every_benchmark(name, load):
     for sample in samples:
         assert sample.answer in sample.choices
         assert sample.image.mode == "RGB"
+        assert sample.size == sample.image.size
         assert sample.task
         if "A" in sample.choices:
             assert re.findall(r"^\((\w)\) ", sample.prompt, re.MULTILINE) == list(sample.choices)
@@ -250,7 +251,7 @@ def test_blink_has_the_papers_six_tasks_in_order(load):
 def test_blink_shows_several_pictures_side_by_side(load):
     row = blink_row(image_2=png(picture("blue", (4, 2))), image_4=png(picture("lime", (1, 4))))
     sample = load("blink", {"rows": [row]})[3]
-    assert sample.image.size == (6 + 3 + 8 + 3 + 1, 4)
+    assert sample.size == sample.image.size == (6 + 3 + 8 + 3 + 1, 4)
     assert [sample.image.getpixel((x, 1)) for x in (5, 6, 8, 9, 16, 17, 20)] == [
         *((255, 0, 0), (200, 200, 200), (200, 200, 200), (0, 0, 255), (0, 0, 255), (200, 200, 200), (0, 255, 0))
     ]

@@ -109,13 +109,13 @@ def test_damage_that_is_found_late_costs_no_answer(generate, image, message):
 def test_prompts_and_answers_that_do_not_fit(generate):
     asked = ("--image", "good.png", "--json", "--prompt", "what shape?", "--prompt")
     refused(generate(*asked, "what " * 300), "--prompt 2: the prompt has 3")
-    # its picture, 64 tokens, makes it too long: known when it is read
-    refused(generate(*asked, "what " * 230), "--prompt 2: the prompt has 2", answers=1)
-    refused(
-        generate(*asked, "what " * 190),
-        "--prompt 2: the prompt has 255 tokens with its picture and the",
-        answers=1,
-    )
+    # its picture, 64 tokens, makes it too long
+    refused(generate(*asked, "what " * 230), "--prompt 2: the prompt has 295 tokens with its picture, but")
+    refused(generate(*asked, "what " * 190), "--prompt 2: the prompt has 255 tokens with its picture and the")
+    fits = generate(*asked, "what " * 189)
+    assert fits.exit_code == 0, fits.output
+    several = (*asked[:2], *asked[:2], *asked[2:])
+    refused(generate(*several, "what " * 130), "--prompt 2: the prompt has 259 tokens with its picture")
     result = generate(*asked, "what color?", "--max-new-tokens", 256)
     refused(result, "--prompt 1: the prompt has")
     assert result.exit_code == 2

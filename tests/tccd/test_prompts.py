@@ -1,6 +1,6 @@
 """Prompts that can't be asked are refused before the first is: with the processors of the default models."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from eval.zoo import load
+from tccd.centroids.harvest import harvest
 from tccd.data import Sample
 from tccd.errors import ConfigError, DataError
-from tccd.inputs import check_asked, check_context, check_samples, encode, vision_tokens
+from tccd.inputs import Shown, check_asked, check_context, check_samples, check_shown, encode, vision_tokens
 
 ZOO = Path(__file__).parents[2] / "eval" / "zoo"
 FOLDERS = ("llava-competing", "idefics3-competing", "qwen25vl-competing")
@@ -31,20 +33,24 @@ class Loaded:
         self.processor = hf.AutoProcessor.from_pretrained(ZOO / folder)
         self.config = hf.AutoConfig.from_pretrained(ZOO / folder)
 
-    def check(self, *prompts, prompt=None):
-        picture = Image.new("RGB", (8, 8))
-        samples = [Sample(f"q{n}", "p", p, None, None, None, lambda: picture) for n, p in enumerate(prompts)]
-        check_samples(self, self.processor, samples, prompt)
+    def check(self, *prompts, prompt=None, size=(64, 64)):
+        check_samples(self, self.processor, questions(*prompts, size=size), prompt)
 
 
-@cache
-def llava():
-    return Loaded(FOLDERS[0])
+def questions(*prompts, size=(64, 64)):
+    """The first has a picture of this size, the others one of 64 x 64."""
+    sizes = [size] + [(64, 64)] * (len(prompts) - 1)
+    pictures = [partial(Image.new, "RGB", size) for size in sizes]
+    asked = enumerate(zip(prompts, pictures, strict=True))
+    return [Sample(f"q{n}", f"p{n}", prompt, None, None, None, picture) for n, (prompt, picture) in asked]
+
+
+cached = cache(Loaded)
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def loaded(request):
-    return Loaded(request.param)
+    return cached(request.param)
 
 
 def test_the_tokens_of_pictures(loaded):
@@ -62,27 +68,95 @@ def test_a_token_inside_a_prompt_names_its_sample(loaded):
     loaded.check("is an image there?", "<|im_start|> image <b>", "2 < 3 > 1")
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=300))
-def test_what_is_asked_early_is_what_is_found_later(words):
-    """The early check is a lower bound, and the exact one agrees with the tokens that there are."""
-    here = llava()
-    prompt = " ".join(words)
-    batch = encode(here.processor, [[Image.new("RGB", (8, 8))]], [prompt])
-    length = int(batch["attention_mask"].sum())
+def width(loaded, prompt, *sizes):
+    batch = encode(loaded.processor, [[Image.new("RGB", size) for size in sizes]], [prompt])
+    return int(batch["attention_mask"].sum())
+
+
+SIDES = st.integers(2, 300)
+
+
+@settings(max_examples=120)
+@given(
+    folder=st.sampled_from(FOLDERS),
+    count=st.integers(1, 300),
+    sizes=st.lists(st.tuples(SIDES, SIDES), max_size=3).map(tuple),
+    answer=st.integers(0, 64),
+)
+def test_what_is_asked_early_is_what_is_found_later(folder, count, sizes, answer):
+    """The check before the first forward finds the length that there is, whatever the pictures' sizes."""
+    here = cached(folder)
+    prompt = " ".join(WORDS[i % len(WORDS)] for i in range(count))
+    length = width(here, prompt, *sizes)
+    shown = [Shown("sample q0", "what?", ((8, 8),)), Shown("sample q1", prompt, sizes)]
     limit = here.config.get_text_config().max_position_embeddings
+    if length + answer <= limit:
+        check_shown(here.config, here.processor, shown, answer)
+        return
+    kind = DataError if length > limit else ConfigError
+    with pytest.raises(kind, match=rf"^sample q1: the prompt has {length} tokens with its picture"):
+        check_shown(here.config, here.processor, shown, answer)
+
+
+@pytest.mark.parametrize("first", [(8, 8), (64, 64)])
+def test_the_second_of_two_samples_is_too_long_with_its_picture(loaded, first):
+    """Refused before the first batch, and named; one token fewer is not."""
+    fits = 256 - width(loaded, "", (64, 64))
+    loaded.check("what?", "what " * fits, size=first)
+    with pytest.raises(DataError, match="sample q1: the prompt has 257 tokens with its picture, but the model"):
+        loaded.check("what?", "what " * (fits + 1), size=(64, 64))
+    with pytest.raises(DataError, match="sample q0: the prompt has 257 tokens with its picture, but the model"):
+        loaded.check("a?", "b?", prompt="what " * (fits + 1))
+
+
+@pytest.mark.parametrize("name", ["llava-competing", "qwen25vl-competing"])
+def test_no_forward_runs_before_a_prompt_that_is_too_long_with_its_picture(name, tmp_path):
+    model, processor = load(name)
+    samples = questions("what?", "what " * (257 - width(cached(name), "", (64, 64))))
+    forwards = []
+    hook = model.register_forward_pre_hook(lambda *_: forwards.append(1))
     try:
-        here.check(prompt)
-        early = True
-    except DataError:
-        early = False
-    if length <= limit:
-        assert early
-        check_context(here.config, batch, ["sample q0"])
-    else:
-        with pytest.raises(DataError, match=f"sample q0: the prompt has {length} tokens with its picture, but"):
-            check_context(here.config, batch, ["sample q0"])
-    assert early == (length - 63 <= limit)  # its picture is 64 tokens
+        with pytest.raises(DataError, match="sample q1: the prompt has 257 tokens with its picture"):
+            harvest(model, processor, samples, {"text": 1}, tmp_path, prompt=None, batch_size=1)
+        assert not forwards
+        harvest(model, processor, samples[:1], {"text": 1}, tmp_path, prompt=None, batch_size=1)
+        assert forwards
+    finally:
+        hook.remove()
+
+
+class Counted:
+    """A processor that counts the prompts it encodes with pictures."""
+
+    def __init__(self, processor):
+        self.processor, self.sizes = processor, []
+
+    def __getattr__(self, name):
+        return getattr(self.processor, name)
+
+    def __call__(self, text, images, **options):
+        self.sizes += [picture.size for row in images for picture in row]
+        return self.processor(text=text, images=images, **options)
+
+
+def test_each_size_is_encoded_once_and_few_where_there_is_room():
+    here = cached("idefics3-competing")
+    sizes = [(side, 3 * side) for side in range(8, 40)]
+    shown = [Shown(f"sample {i}", "what?", (size,)) for i, size in enumerate(sizes * 3)]
+    counted = Counted(here.processor)
+    check_shown(here.config, counted, shown)
+    assert len(counted.sizes) == len(set(counted.sizes)) <= 5
+    counted = Counted(here.processor)
+    check_shown(here.config, counted, shown, new_tokens=200)
+    assert sorted(counted.sizes) == sizes
+
+
+def test_a_size_that_the_processor_fails_at_is_named():
+    here = cached("qwen25vl-competing")
+    shown = [Shown("--prompt 1", "what?", ((8, 8),)), Shown("--prompt 2", "what?", ((4000, 2),))]
+    message = r"--prompt 2: Qwen2_5_VLProcessor fails at a picture of 4000 x 2 pixels \(ValueError: .*expected one"
+    with pytest.raises(DataError, match=message):
+        check_shown(here.config, here.processor, shown)
 
 
 def test_a_prompt_longer_than_the_context(loaded):

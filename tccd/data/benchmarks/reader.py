@@ -11,7 +11,7 @@ from PIL import Image
 
 from tccd.data.benchmarks.table import Benchmark
 from tccd.data.benchmarks.tables import Picture, Tables
-from tccd.data.pictures import open_image, to_rgb
+from tccd.data.pictures import image_size, open_image, to_rgb
 from tccd.data.sample import Sample
 
 #: Between pictures that are shown side by side: width in pixels, and grey level.
@@ -96,8 +96,14 @@ class _Shown:
     pictures: tuple[Picture, ...]
 
     def __call__(self) -> Image.Image:
-        opened = [
-            open_image(io.BytesIO(picture.encoded()), f"in {picture.column} of {picture.where}")
-            for picture in self.pictures
-        ]
+        opened = [open_image(*_file(picture)) for picture in self.pictures]
         return opened[0] if len(opened) == 1 else side_by_side(opened)
+
+    def size(self) -> tuple[int, int]:
+        """Width and height: from the file's header where there is one picture."""
+        return image_size(*_file(self.pictures[0])) if len(self.pictures) == 1 else self().size
+
+
+def _file(picture: Picture) -> tuple[io.BytesIO, str]:
+    """A picture's file, and what to call it."""
+    return io.BytesIO(picture.encoded()), f"in {picture.column} of {picture.where}"
