@@ -186,8 +186,8 @@ def replacement(
     from probes.replacement.grid import Grid, held_layers
     from probes.report.files import write_report
     from tccd.centroids.bank import CentroidBank
-    from tccd.cli.model import load_model
     from tccd.data import load_samples
+    from tccd.loading import load_model
     from tccd.locking import locked
 
     banks = {name: CentroidBank.load(file) for name, file in _names(bank).items()}

@@ -105,7 +105,7 @@ def verify(
       tccd bank verify bank.safetensors --model owner/name --revision v1 --json
     """
     from tccd.centroids.bank import CentroidBank
-    from tccd.cli.model import load_model
+    from tccd.loading import load_model
 
     loaded_bank = CentroidBank.load(file)  # first: cheap beside loading the model
     accepted = loaded_bank.check(
@@ -148,7 +148,7 @@ def import_npz(
 
     from tccd.atomic import check_writable
     from tccd.centroids.bank import CentroidBank
-    from tccd.cli.model import load_model
+    from tccd.loading import load_model
 
     check_writable(out)
 

@@ -110,10 +110,10 @@ def fit(
     from tccd.centroids.harvest import check_rows
     from tccd.centroids.kmeans import check_kmeans
     from tccd.centroids.reading import Reading
-    from tccd.cli.model import check_source, load_model
     from tccd.data import load_samples
     from tccd.decoder import find_decoder
     from tccd.inputs import PAPER_PROMPT
+    from tccd.loading import check_source, load_model
     from tccd.locking import locked
 
     # All that can be refused without the model is, before it is loaded.

@@ -20,8 +20,8 @@ from tccd.decoding.gates import GATES
 from tccd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tccd.cli.model import Loaded
     from tccd.decoding.huggingface import TCCD
+    from tccd.loading import Loaded
 
 
 #: Signals that say where contrast acts; see `Rule.gate`.
@@ -151,8 +151,8 @@ def generate(
     questions = read_questions(prompt, image or [])
 
     from tccd.centroids.bank import CentroidBank
-    from tccd.cli.model import load_model
     from tccd.decoding.huggingface import TCCD
+    from tccd.loading import load_model
 
     fitted = CentroidBank.load(bank)
     loaded = load_model(model, revision, device, dtype.value, trust_remote_code)

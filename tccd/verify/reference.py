@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from tccd.centroids.bank import CentroidBank
-from tccd.cli.model import Loaded, load_model
 from tccd.decoder import find_decoder, first_tensor, replace_first
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import contrast
 from tccd.decoding.vllm.settings import PREFIX
 from tccd.inputs import encode
+from tccd.loading import Loaded, load_model
 from tccd.modality import vision_token_ids
 from tccd.verify.engine import Reply, Request
 from tccd.verify.requests import Prepared

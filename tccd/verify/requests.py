@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw
 
 from tccd.centroids.bank import CentroidBank
 from tccd.centroids.harvest import harvest
-from tccd.cli.model import Loaded, load_model
 from tccd.data import Sample, load_samples
 from tccd.decoder import find_decoder
 from tccd.decoding.vllm.settings import PREFIX
 from tccd.errors import ConfigError
 from tccd.inputs import encode, format_prompt
+from tccd.loading import Loaded, load_model
 from tccd.verify.engine import Request
 
 #: Centroids of a bank made here, and pictures whose text states they are.

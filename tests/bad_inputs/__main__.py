@@ -46,7 +46,7 @@ def warm_up() -> None:
     """Import what the commands import; they are forks and find it there."""
     for module in WARM:
         importlib.import_module(module)
-    from tccd.cli.model import load_model
+    from tccd.loading import load_model
 
     load_model(str(ZOO / "llava-grounded"))
 

@@ -17,7 +17,6 @@ from probes.asking.journal import FOLDER
 from probes.replacement import probe as replacement
 from probes.report import publish
 from tccd.__main__ import app
-from tccd.cli import model as models
 from tccd.data import load_samples
 from tccd.errors import DataError
 from tccd.inputs import check_samples

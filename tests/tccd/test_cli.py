@@ -22,12 +22,12 @@ from tccd.centroids.bank import CentroidBank
 from tccd.centroids.kmeans import BACKENDS
 from tccd.cli.fit import Backend, fit
 from tccd.cli.generate import Gate, Tokens, generate, read_questions
-from tccd.cli.model import load_model
 from tccd.cli.options import parse_columns, parse_layers, settle_layers, single_layers
 from tccd.decoding.config import TOKENS, TCCDConfig
 from tccd.decoding.gates import GATES
 from tccd.errors import ConfigError, DataError, TCCDError
 from tccd.inputs import encode
+from tccd.loading import load_model
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tccd.__main__ import app
 from tccd.centroids.bank import CentroidBank
-from tccd.cli.model import load_model
+from tccd.loading import load_model
 
 ZOO = Path(__file__).parents[2] / "eval" / "zoo"
 FAMILIES = ("llava", "idefics3", "qwen25vl")

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from tccd.__main__ import app
 from tccd.centroids.bank import CentroidBank
-from tccd.cli.model import load_model
 from tccd.data import load_samples
+from tccd.loading import load_model
 from tccd.locking import locked
 from tests.faults import kills, small_disks
 
@@ -210,7 +210,7 @@ def test_a_fit_that_met_a_fault_leaves_the_old_bank_or_the_new_one_and_no_traceb
     model = load_model(str(MODEL))  # once, for all runs
 
     def work(folder):
-        sys.modules["tccd.cli.model"].load_model = lambda *args: model
+        sys.modules["tccd.loading"].load_model = lambda *args: model
         options = {"data": copies, "prompt": "what is it?", "images": 2, "k": 3}
         result = fit(folder / "bank.safetensors", work_dir=folder / "work", **options)
         return result.exit_code, result.stderr

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tccd.cli.model import check_source, load_model
 from tccd.errors import ConfigError, TCCDError
+from tccd.loading import check_source, load_model
 
 SOUND = Path(__file__).parents[3] / "eval" / "zoo" / "llava-grounded"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
