@@ -51,4 +51,4 @@ def test_demo(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Centroid cost" in printed
     assert "TCCD on held-out pictures" in printed
-    assert "their question strings were seen" in printed
+    assert f"Held out: {len(chosen_on)} pictures, " in printed
