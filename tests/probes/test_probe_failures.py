@@ -16,6 +16,7 @@ from probes.asking.forward import encode_samples
 from probes.asking.journal import FOLDER
 from probes.replacement import probe as replacement
 from probes.report import publish
+from tccd import loading
 from tccd.__main__ import app
 from tccd.data import load_samples
 from tccd.errors import DataError
@@ -44,8 +45,8 @@ def probe(bank, tmp_path):
 def loads(monkeypatch):
     """Which models were loaded: none, where a refusal is early."""
     found = []
-    original = models.load_model
-    monkeypatch.setattr(models, "load_model", lambda *args: found.append(args[0]) or original(*args))
+    original = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *args: found.append(args[0]) or original(*args))
     return found
 
 
