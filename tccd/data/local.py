@@ -4,26 +4,79 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
+from PIL import Image
+
 from tccd.data.jsonlines import bounded_lines, read_rows
-from tccd.data.records import find_columns, is_text, read_fields, shown
+from tccd.data.records import cut, find_columns, is_text, read_fields, shown
 from tccd.data.sample import ImageFile, Sample
 from tccd.errors import DataError
 from tccd.inputs import PAPER_PROMPT
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+#: Ends of names of pictures.
+IMAGE_SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe"),
+    *(".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi"),
+    *(".svg", ".tga", ".tif", ".tiff", ".webp"),
+)
+#: Ends of names of raw photos: Pillow opens some of them, and shows the small copy inside.
+_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and below it, sorted by path; hidden files and folders left out, and pipes."""
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, f) for f in files if f.lower().endswith(IMAGE_SUFFIXES) and not f.startswith(".")]
-    # One that can't be followed is kept, to be named when it is read.
-    found = [path for path in found if path.is_file() or not path.exists()]
+    """The image files in a folder and below it, sorted by path; hidden files and folders left out, and pipes.
+
+    Links to folders are followed, each folder once.
+
+    Raises:
+        DataError: a folder can't be read, a link leads nowhere, or Pillow can't open a picture's format; names it.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    roots = [folder]
+    for root in roots:  # grows by the links that are found
+        for at, folders, files in os.walk(root, onerror=_unreadable):
+            here = os.stat(at)
+            if (here.st_dev, here.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            roots += [Path(at, name) for name in folders if os.path.islink(Path(at, name))]
+            found += _pictures(Path(at), files)
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _unreadable(error: OSError) -> None:
+    where = cut(str(error.filename))
+    raise DataError(f"can't read folder {where}: {error.strerror}; expected one that you may read") from error
+
+
+def _pictures(folder: Path, files: list[str]) -> Iterator[Path]:
+    """The pictures among the files of a folder."""
+    for path in (folder / name for name in files if not name.startswith(".")):
+        suffix = path.suffix.lower()
+        if suffix not in (*IMAGE_SUFFIXES, *_RAW):
+            if not suffix and path.is_symlink() and not path.exists():
+                raise DataError(f"{cut(str(path))} is a link that leads nowhere; mend it, or take it out")
+        elif suffix not in _openable():
+            raise DataError(
+                f"can't read image {cut(str(path))}: Pillow opens no {suffix} file here; expected formats such as "
+                "JPEG or PNG. Convert it, or take it out of the folder"
+            )
+        # A link that can't be followed is kept, to be named when it is read.
+        elif path.is_file() or not path.exists():
+            yield path
+
+
+@cache
+def _openable() -> frozenset[str]:
+    """Ends of names of the pictures that Pillow can open here, which depends on how it was built."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in known if kind in Image.OPEN) - {*_RAW}
 
 
 def read_folder(folder: Path, prompt: str | None) -> Iterator[Sample]:
@@ -34,7 +87,7 @@ def read_folder(folder: Path, prompt: str | None) -> Iterator[Sample]:
         prompt: asked about each image; the published fit's prompt when None.
 
     Raises:
-        DataError: there is no image.
+        DataError: there is no image, or `image_files` refuses the folder.
     """
     files = image_files(folder)
     if not files:

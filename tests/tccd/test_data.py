@@ -241,7 +241,7 @@ def test_folder_is_sorted_recursive_and_asks_the_papers_prompt(folder):
 
 def test_folder_without_images(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=r"no images in folder .*; looked for \.bmp, .*\.webp in it and below"):
+    with pytest.raises(DataError, match=r"no images in folder .*; looked for \.apng, .*\.webp in it and below"):
         load_samples(str(tmp_path))
 
 
