@@ -19,7 +19,7 @@ from probes.report import publish
 from tccd import loading
 from tccd.__main__ import app
 from tccd.data import load_samples
-from tccd.errors import DataError
+from tccd.errors import ConfigError, DataError
 from tccd.inputs import check_samples
 from tests.probes.test_resume import make_bank
 
@@ -95,6 +95,23 @@ def test_a_prompt_that_is_too_long_with_its_picture_is_named():
         check_samples(model, processor, [sample, long])
     with pytest.raises(DataError, match=rf"sample {sample.id}: .* tokens with its picture"):
         encode_samples(model, processor, [long])
+
+
+def test_a_prompt_without_room_for_its_answer_is_refused_before_the_first_forward(bank):
+    """The answer is a text of 2 tokens, so up to 6 are generated."""
+    from tccd.centroids.bank import CentroidBank
+
+    model, processor = load("llava-competing")
+    first = next(iter(load_samples("easy-vqa", limit=1)))
+    long = replace(first, id="long", prompt="what " * 187, answer="circle circle")
+    forwards = []
+    hook = model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    try:
+        with pytest.raises(ConfigError, match=r"sample long: the prompt has 25\d tokens with its picture and the"):
+            replacement.run(model, processor, [first, long], CentroidBank.load(bank))
+    finally:
+        hook.remove()
+    assert not forwards
 
 
 def test_a_report_that_could_not_be_written_costs_no_answer(probe, monkeypatch, tmp_path):
