@@ -74,10 +74,14 @@ def test_options_named_in_the_text_are_there() -> None:
 @pytest.mark.parametrize("name", [path.stem for path in PAGES])
 def test_python_on_a_page_imports_what_is_there(name: str) -> None:
     for block in blocks(page(name), "python"):
-        for node in ast.walk(ast.parse("" if block.startswith("--8<--") else block)):
+        for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 home = importlib.import_module(node.module)
                 assert not [one.name for one in node.names if not hasattr(home, one.name)]
+
+
+def test_the_first_run_is_the_example_that_ci_runs() -> None:
+    assert blocks(page("index"), "python")[0] in (ROOT / "examples" / "contrast.py").read_text()
 
 
 def test_the_api_page_holds_every_public_name() -> None:
