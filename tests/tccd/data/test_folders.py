@@ -1,6 +1,9 @@
-"""Nothing in a folder of pictures is passed over in silence."""
+"""Folders of pictures: what is read, and that nothing is passed over in silence."""
 
 import os
+import random
+import struct
+import zlib
 
 import pytest
 from PIL import Image
@@ -8,15 +11,90 @@ from PIL import Image
 from tccd.data import load_samples
 from tccd.data.local import IMAGE_SUFFIXES
 from tccd.errors import DataError
-
-
-def picture(path, color="red"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (6, 4), color).save(path)
+from tccd.inputs import PAPER_PROMPT
+from tests.tccd.data.made import picture
 
 
 def ids(folder):
     return [sample.id for sample in load_samples(str(folder))]
+
+
+# --- samples --------------------------------------------------------------------------------------------------
+
+
+def test_folder_is_sorted_recursive_and_asks_the_papers_prompt(folder):
+    samples = load_samples(str(folder))
+    assert [s.id for s in samples] == ["a.jpg", "a2.jpg", "b.PNG", "sub/c.webp"]
+    assert {s.prompt for s in samples} == {PAPER_PROMPT}
+    assert {(s.answer, s.choices, s.task) for s in samples} == {(None, None, None)}
+    assert samples[3].image.size == (6, 4)
+    assert {s.prompt for s in load_samples(str(folder), prompt="What?")} == {"What?"}
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"no images in folder .*; looked for \.apng, .*\.webp in it and below"):
+        load_samples(str(tmp_path))
+
+
+@pytest.mark.parametrize("unused", [{"split": "test"}, {"revision": "main"}, {"columns": {"image": "x"}}])
+def test_folder_refuses_what_it_would_ignore(folder, unused):
+    [name] = unused
+    with pytest.raises(DataError, match=f"but a folder of images has no {name}; leave it out"):
+        load_samples(str(folder), **unused)
+
+
+def test_images_of_every_mode_become_rgb(tmp_path):
+    for mode, color in (("L", 9), ("LA", (9, 9)), ("RGBA", (9, 9, 9, 9)), ("P", 1), ("1", 1), ("I;16", 300)):
+        picture(tmp_path / f"{mode.replace(';', '')}.png", color, mode)
+    picture(tmp_path / "CMYK.jpg", (1, 2, 3, 4), "CMYK")
+    assert {s.image.mode for s in load_samples(str(tmp_path))} == {"RGB"}
+
+
+def test_images_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_samples(str(tmp_path))[0].image.size == (4, 6)
+
+
+def broken_images():
+    random_bytes = random.Random(0).randbytes(500)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    return {
+        "empty": b"",
+        "random": random_bytes,
+        "html": b"<html>404</html>",
+        "bomb": header + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b""),
+        "header": header[:20],
+    }
+
+
+@pytest.mark.parametrize("kind", [*broken_images(), "truncated"])
+def test_a_broken_image_is_named_when_it_is_read(tmp_path, kind):
+    path = picture(tmp_path / "ok.png").with_name("bad.png")
+    if kind == "truncated":
+        noise = Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(64 * 64 * 3))
+        noise.save(path)
+        path.write_bytes(path.read_bytes()[:4000])
+    else:
+        path.write_bytes(broken_images()[kind])
+    bad, good = load_samples(str(tmp_path))
+    assert good.image.size == (6, 4)
+    with pytest.raises(DataError, match=r"^sample bad\.png: .*image .*bad\.png.+; expected") as raised:
+        _ = bad.image
+    assert ("more than 178,956,970 pixels" if kind == "bomb" else "can't read image") in str(raised.value)
+
+
+def test_an_image_that_vanished(folder):
+    sample = load_samples(str(folder))[0]
+    (folder / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"can't read image .*a\.jpg: .*No such file"):
+        _ = sample.image
 
 
 # --- folders and links ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -152,3 +153,27 @@ def test_a_folder_with_a_pipe_and_a_folder_that_are_called_images(tmp_path):
 def test_a_prompt_that_is_no_text(prompt):
     with pytest.raises(DataError, match=r"prompt is str '.*'; expected a question about the image"):
         load_samples("easy-vqa", prompt=prompt)
+
+
+# --- what is none of these --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["easy_vqa", "./none.jsonl", "/no/such/folder", "a/b/c", "", "none/x.jsonl"])
+def test_unknown_source_says_what_was_looked_for(source):
+    with pytest.raises(
+        DataError, match=r"expected easy-vqa, .*, a folder of images, .* a JSON lines manifest \(\*\.jsonl\)"
+    ):
+        load_samples(source)
+
+
+def test_a_file_of_another_kind(folder):
+    with pytest.raises(DataError, match=r"notes\.txt is a file of unknown kind; expected easy-vqa"):
+        load_samples(str(folder / "notes.txt"))
+
+
+@pytest.mark.parametrize("module", ["easy_vqa", "datasets"])
+def test_missing_extra_is_named(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    source = "easy-vqa" if module == "easy_vqa" else "owner/name"
+    with pytest.raises(ImportError, match=rf"{module} is not installed; .* pip install 'tccd\[data\]'"):
+        load_samples(source)
