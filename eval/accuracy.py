@@ -25,9 +25,9 @@ from eval.banks import arms, fit_banks
 from eval.datasets.easy_vqa import balanced, halves, majority_answers, minority, sample
 from eval.zoo import load
 from probes.asking.arms import Answers, answer
-from probes.clusters import clusters_of_samples
-from probes.outcomes import gain
 from probes.report.envelope import envelope
+from probes.statistics.clusters import clusters_of_samples
+from probes.statistics.outcomes import gain
 from tccd import CentroidBank, TCCDConfig
 from tccd.atomic import write_atomic
 from tccd.data import Sample, load_samples

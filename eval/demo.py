@@ -30,13 +30,13 @@ from eval.banks import arms, fit_banks
 from eval.datasets.easy_vqa import balanced, halves, majority_answers, minority, sample
 from eval.zoo import load
 from probes.asking.arms import answer
-from probes.clusters import clusters_of_samples
-from probes.outcomes import accuracy, gain
 from probes.replacement import run
 from probes.report import write_report
 from probes.report.envelope import envelope
 from probes.report.prose import answer as answer_of
 from probes.report.prose import shared
+from probes.statistics.clusters import clusters_of_samples
+from probes.statistics.outcomes import accuracy, gain
 from tccd import TCCD, CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.inputs import encode

@@ -23,9 +23,9 @@ from rich.table import Table
 from scipy.stats import norm
 
 from probes.advise import advise
-from probes.outcomes import bits
 from probes.report.envelope import envelope
-from probes.signs import GAINS
+from probes.statistics.outcomes import bits
+from probes.statistics.signs import GAINS
 from tccd.atomic import write_atomic
 
 RIGHT = 0.75

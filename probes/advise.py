@@ -1,8 +1,8 @@
 """From a report to a recommendation: TCCD on at these settings, or off.
 
 The best of many settings on the very questions it was chosen on always looks like a gain. So "on" asks two
-things. A setting's gain must be more than chance gives the best of so many (`probes.signs`, which bounds how
-often a model that gains nothing is told "on"). And settings chosen on some folds of the pictures must gain on the
+things. A setting's gain must be more than chance gives the best of so many (`probes.statistics.signs`, which
+bounds how often a model that gains nothing is told "on"). And settings chosen on some folds of the pictures must gain on the
 others, every fold in turn: that held-out gain is the one to expect, and is shown with its interval.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from probes.clusters import clusters_of
-from probes.folds import OFF, folds, held_out
-from probes.outcomes import by_task, gain, outcomes_of
-from probes.protocols import mildest_first, settings_of
-from probes.signs import BOUND, GAINS, PASSES, Gains, gains_of_many
+from probes.statistics.clusters import clusters_of
+from probes.statistics.folds import OFF, folds, held_out
+from probes.statistics.outcomes import by_task, gain, outcomes_of
+from probes.statistics.protocols import mildest_first, settings_of
+from probes.statistics.signs import BOUND, GAINS, PASSES, Gains, gains_of_many
 from tccd.errors import DataError
 
 FOLDS = 5
@@ -30,8 +30,8 @@ def advise(
     """Recommend TCCD, on or off, for one model of a report.
 
     "On" where some setting's p-value, adjusted for all settings and for questions that share a picture or a
-    wording, is at most `probes.signs.PASSES`, and the held-out gain is above zero. The settings recommended are,
-    of those, the ones with the most right answers over all questions, of equals the mildest (lowest `alpha_cd`,
+    wording, is at most `probes.statistics.signs.PASSES`, and the held-out gain is above zero. The settings
+    recommended are, of those, the ones with the most right answers over all questions, of equals the mildest (lowest `alpha_cd`,
     then the weakest erasure, then the highest layer).
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from probes.report.envelope import envelope
 from probes.report.publish import read_newest
 from probes.report.schema import SCHEMA, validate
-from probes.statistics import holm
+from probes.statistics.intervals import holm
 from tccd.errors import ConfigError, DataError, TCCDError
 
 Result = Mapping[str, Any]

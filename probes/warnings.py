@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from probes.clusters import clustered, clusters_of
-from probes.outcomes import outcomes_of
-from probes.statistics import wilson
+from probes.statistics.clusters import clustered, clusters_of
+from probes.statistics.intervals import wilson
+from probes.statistics.outcomes import outcomes_of
 from tccd.centroids.bank import CentroidBank
 
 NAMED = 4

@@ -21,15 +21,15 @@ from probes.asking.forward import encode_samples, run_streams
 from probes.asking.journal import Journal, open_journal
 from probes.asking.scoring import describe as describe_scoring
 from probes.asking.scoring import longest, targets
-from probes.bootstrap import paired_bootstrap_ratio
-from probes.clusters import Clusters
-from probes.outcomes import accuracy, bits, by_task, cost, gain, labels
-from probes.protocols import protocols
 from probes.replacement.examples import flips
 from probes.replacement.grid import Cell, Design, Grid, design, opposite
 from probes.replacement.overlap import data_block, seen_pictures
 from probes.report.envelope import envelope
-from probes.statistics import holm
+from probes.statistics.bootstrap import paired_bootstrap_ratio
+from probes.statistics.clusters import Clusters
+from probes.statistics.intervals import holm
+from probes.statistics.outcomes import accuracy, bits, by_task, cost, gain, labels
+from probes.statistics.protocols import protocols
 from probes.warnings import warn
 from tccd.centroids.bank import CentroidBank
 from tccd.data import Sample

@@ -10,7 +10,7 @@ from probes.report import figures
 from probes.report.figures import Bar, Group
 from probes.report.prose import percent, points, shared, span
 from probes.report.summary import Row
-from probes.statistics import SIGNIFICANT
+from probes.statistics.intervals import SIGNIFICANT
 
 MOST_LABELS = 8
 HEAT = 45

@@ -9,7 +9,7 @@ from typing import Any
 from probes.report.drawing import COLOURS, WIDTH, blank, inline, short
 from probes.report.headline import Cell, Headline
 from probes.report.prose import percent, points
-from probes.statistics import wilson
+from probes.statistics.intervals import wilson
 from tccd.errors import require
 
 _STYLES: tuple[tuple[str, str, tuple[int, ...]], ...] = (("vision", "s", (4, 2)), ("text", "o", ()))

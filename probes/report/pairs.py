@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from probes.clusters import Difference, clustered, clusters_of, mean_difference
-from probes.outcomes import outcomes_of
 from probes.report.headline import Cell, headline
-from probes.statistics import SIGNIFICANT, holm
+from probes.statistics.clusters import Difference, clustered, clusters_of, mean_difference
+from probes.statistics.intervals import SIGNIFICANT, holm
+from probes.statistics.outcomes import outcomes_of
 
 MEASURES = {"accuracy": "accuracy", "text": "text cost", "vision": "vision cost"}
 

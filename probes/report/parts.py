@@ -11,7 +11,7 @@ from probes.report.pairs import MEASURES, between_costs, between_models
 from probes.report.pictures import small
 from probes.report.prose import span
 from probes.report.summary import Row
-from probes.statistics import holm
+from probes.statistics.intervals import holm
 
 MOST_ROWS = 400
 """Rows of a table on the page; the CSV has all of them."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from probes.report.headline import Cell, headline
 from probes.report.pairs import larger
-from probes.statistics import SIGNIFICANT
+from probes.statistics.intervals import SIGNIFICANT
 
 NEAR_ZERO = (
     "The vision cost is near zero, so this ratio is unsure, and most of all upwards: the smaller the true vision "

@@ -6,9 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probes.advise import advise, can_advise
-from probes.protocols import NOTES, SETTINGS, Protocol, Table, leave_one_model_out, mildest_first, settings_of
 from probes.report.headline import headline
-from probes.statistics import wilson
+from probes.statistics.intervals import wilson
+from probes.statistics.protocols import (
+    NOTES,
+    SETTINGS,
+    Protocol,
+    Table,
+    leave_one_model_out,
+    mildest_first,
+    settings_of,
+)
 
 Row = dict[str, Any]
 

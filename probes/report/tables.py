@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from probes.protocols import SETTINGS
 from probes.report.pairs import between_models
 from probes.report.summary import Row
+from probes.statistics.protocols import SETTINGS
 
 _CELL = ("model", "modality", "layer", "k", "bank", "alpha_interp", "segment")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from eval.null_advice import Case, draw, simulate
-from probes.outcomes import outcomes_of
-from probes.signs import BOUND
+from probes.statistics.outcomes import outcomes_of
+from probes.statistics.signs import BOUND
 
 
 def test_data_without_a_gain_is_seldom_on_though_a_held_out_interval_often_lies_above_zero():

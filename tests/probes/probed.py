@@ -8,10 +8,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from probes.outcomes import accuracy, bits, cost, gain, labels
-from probes.protocols import protocols
 from probes.report import SCHEMA
-from probes.statistics import holm
+from probes.statistics.intervals import holm
+from probes.statistics.outcomes import accuracy, bits, cost, gain, labels
+from probes.statistics.protocols import protocols
 
 TASKS = ("shape", "colour")
 WORDS = ("circle", "square", "red", "blue", "yes", "no", "green", "line", "dot", "grey", "none")

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from probes.advise import advise, can_advise
-from probes.outcomes import bits, outcomes_of
-from probes.protocols import mildest_first, settings_of
 from probes.replacement import run
 from probes.replacement.grid import Grid
 from probes.report import write_report
+from probes.statistics.outcomes import bits, outcomes_of
+from probes.statistics.protocols import mildest_first, settings_of
 from tccd.__main__ import app
 from tccd.errors import ConfigError, DataError
 from tests.probes.probed import probed

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probes.bootstrap import paired_bootstrap_ratio
-from probes.clusters import Clusters
+from probes.statistics.bootstrap import paired_bootstrap_ratio
+from probes.statistics.clusters import Clusters
 from tccd.errors import ConfigError, DataError
 
 

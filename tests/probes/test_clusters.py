@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from probes.clusters import (
+from probes.statistics.clusters import (
     FEWEST,
     Clusters,
     clustered,
@@ -19,7 +19,7 @@ from probes.clusters import (
     mean_difference,
     turned_signs,
 )
-from probes.statistics import difference_interval, mcnemar, wilson
+from probes.statistics.intervals import difference_interval, mcnemar, wilson
 from tccd.errors import ConfigError, DataError
 
 outcomes = st.integers(1, 60).flatmap(lambda n: st.tuples(*[st.lists(st.booleans(), min_size=n, max_size=n)] * 2))

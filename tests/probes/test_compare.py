@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from probes.advise import advise
 from probes.compare import compare, read_report
-from probes.protocols import leave_one_model_out
 from probes.report import validate, write_report
 from probes.report.summary import leave_one_model_out_of, summarise
-from probes.statistics import holm
+from probes.statistics.intervals import holm
+from probes.statistics.protocols import leave_one_model_out
 from tccd.__main__ import app
 from tccd.errors import ConfigError, DataError
 from tests.probes.probed import probed

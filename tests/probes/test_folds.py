@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.folds import OFF, choose, folds, held_out
+from probes.statistics.folds import OFF, choose, folds, held_out
 from tccd.errors import ConfigError, DataError
 
 images = st.integers(2, 30).flatmap(

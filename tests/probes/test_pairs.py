@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from probes.compare import compare
-from probes.outcomes import bits, cost, outcomes_of
 from probes.report import validate
 from probes.report.headline import headline
 from probes.report.page import render
 from probes.report.pairs import between_costs, between_models, larger
 from probes.report.prose import NEAR_ZERO, answer, findings
+from probes.statistics.outcomes import bits, cost, outcomes_of
 from tests.probes.probed import TASKS, probed
 
 

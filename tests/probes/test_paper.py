@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import norm
 
-from probes.protocols import best, cv, fixed, leave_one_model_out
-from probes.statistics import asymmetry, difference_interval, mcnemar_counts, wilson
+from probes.statistics.intervals import asymmetry, difference_interval, mcnemar_counts, wilson
+from probes.statistics.protocols import best, cv, fixed, leave_one_model_out
 
 PAPER = Path(os.environ.get("TCCD_PAPER") or Path(__file__).parents[2].parent / "shared" / "paper")
 MODELS = ("qwen", "qwen_3b", "qwen3", "qwen3_4b", "llava_ov", "internvl", "idefics3")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.protocols import best, cv, fixed, leave_one_model_out, protocols
+from probes.statistics.protocols import best, cv, fixed, leave_one_model_out, protocols
 from tccd.errors import ConfigError, DataError
 
 alphas = (0.0, 0.2, 0.4, 0.8)

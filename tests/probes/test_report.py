@@ -23,7 +23,7 @@ from probes.report.prose import answer, findings, interval, points, probability
 from probes.report.schema import dumps, plain
 from probes.report.summary import summarise
 from probes.report.tables import csv_tables
-from probes.statistics import difference_interval, mcnemar_counts, wilson
+from probes.statistics.intervals import difference_interval, mcnemar_counts, wilson
 from tccd.errors import ConfigError, DataError
 from tests.browser import CHROMIUM, Browser
 from tests.probes.probed import picture, probed

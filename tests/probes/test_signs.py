@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probes.clusters import Clusters, turned_signs
-from probes.signs import GAINS, PASSES, gains_of_many
+from probes.statistics.clusters import Clusters, turned_signs
+from probes.statistics.signs import GAINS, PASSES, gains_of_many
 from tccd.errors import DataError
 
 

@@ -11,7 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from probes.statistics import (
+from probes.statistics.intervals import (
     asymmetry,
     difference_interval,
     holm,

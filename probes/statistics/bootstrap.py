@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from probes.clusters import Clusters, Codes
-from probes.statistics import checked_level, checked_outcomes
+from probes.statistics.clusters import Clusters, Codes
+from probes.statistics.intervals import checked_level, checked_outcomes
 from tccd.errors import ConfigError, DataError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from probes.clusters import Clusters, Difference, clustered, clustered_wilson
-from probes.statistics import mcnemar
+from probes.statistics.clusters import Clusters, Difference, clustered, clustered_wilson
+from probes.statistics.intervals import mcnemar
 
 SHOWN, OTHERS = 20, "(other answers)"
 
@@ -32,8 +32,8 @@ def cost(
 ) -> dict[str, Any]:
     """Centroid cost: clean accuracy less that of the erased stream, with its interval, and by task.
 
-    `ci95` and `p_value` are those of `probes.clusters.clustered`, `clustered_by` says what the width comes from,
-    and `p_independent` is the exact McNemar test of items taken as independent.
+    `ci95` and `p_value` are those of `probes.statistics.clusters.clustered`, `clustered_by` says what the width
+    comes from, and `p_independent` is the exact McNemar test of items taken as independent.
 
     Args:
         clean, erased: right or not, boolean, shape (n,).

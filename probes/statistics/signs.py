@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from probes.clusters import Clusters, Codes
+from probes.statistics.clusters import Clusters, Codes
 from tccd.errors import DataError
 
 DRAWS = 4999
@@ -49,7 +49,7 @@ def gains_of_many(
 
     Pictures and question strings are turned one after the other, and the larger p-value stands. A gain is
     studentised by the largest of its variances: by item, by picture, by question string, and over both (see
-    `probes.clusters.clustered`). Power is had from the same turns, each moved by the gain.
+    `probes.statistics.clusters.clustered`). Power is had from the same turns, each moved by the gain.
 
     Args:
         plain: right or not, shape (n,).

@@ -1,7 +1,7 @@
 """Intervals and paired tests: pure functions of counts and outcomes, no model in sight.
 
 Accuracies and costs are fractions, not points. An interval or test here takes items as independent; where
-items share a picture or a question string, `probes.clusters` widens them.
+items share a picture or a question string, `probes.statistics.clusters` widens them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from probes.statistics import (
+from probes.statistics.intervals import (
     checked_outcomes,
     critical,
     paired_outcomes,
