@@ -2,8 +2,8 @@
 
 The best of many settings on the very questions it was chosen on always looks like a gain. So "on" asks two
 things. A setting's gain must be more than chance gives the best of so many (`probes.statistics.signs`, which
-bounds how often a model that gains nothing is told "on"). And settings chosen on some folds of the pictures must gain on the
-others, every fold in turn: that held-out gain is the one to expect, and is shown with its interval.
+bounds how often a model that gains nothing is told "on"). And settings chosen on some folds of the pictures must
+gain on the others, every fold in turn: that held-out gain is the one to expect, and is shown with its interval.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def advise(
 
     "On" where some setting's p-value, adjusted for all settings and for questions that share a picture or a
     wording, is at most `probes.statistics.signs.PASSES`, and the held-out gain is above zero. The settings
-    recommended are, of those, the ones with the most right answers over all questions, of equals the mildest (lowest `alpha_cd`,
-    then the weakest erasure, then the highest layer).
+    recommended are, of those, the ones with the most right answers over all questions, of equals the mildest
+    (lowest `alpha_cd`, then the weakest erasure, then the highest layer).
 
     Args:
         result: a report with `tccd_cells` and `questions`; see `probes.report.schema`.
