@@ -80,7 +80,7 @@ def test_python_on_a_page_imports_what_is_there(name: str) -> None:
                 assert not [one.name for one in node.names if not hasattr(home, one.name)]
 
 
-def test_the_first_run_is_the_example_that_ci_runs() -> None:
+def test_the_first_run_is_an_example() -> None:
     assert blocks(page("index"), "python")[0] in (ROOT / "examples" / "contrast.py").read_text()
 
 

@@ -17,27 +17,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FAMILIES = (
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "llava",
-    "llava_onevision",
-    "internvl",
-    "idefics3",
-    "smolvlm",
-    "gemma3",
-    "glm4v",
-    "paligemma",
+from tests.families import (
+    BOS,
+    END,
+    EOS,
+    FAKE,
+    FAMILIES,
+    GLOBAL_MARK,
+    HIDDEN,
+    IMAGE,
+    PAD,
+    ROW_MARK,
+    START,
+    TEXT_IDS,
+    VIDEO,
+    VOCAB,
+    config_of,
 )
+
+__all__ = [
+    "BOS",
+    "CAUSAL_FAMILIES",
+    "END",
+    "EOS",
+    "FAMILIES",
+    "HIDDEN",
+    "IMAGE",
+    "PAD",
+    "START",
+    "TEXT_IDS",
+    "VIDEO",
+    "VOCAB",
+    "Row",
+    "cached_tiny",
+    "inputs",
+    "tiny",
+]
 
 #: Families whose positions before the text tail don't depend on it; PaliGemma's prefix attends to its prompt.
 CAUSAL_FAMILIES = tuple(f for f in FAMILIES if f != "paligemma")
-
-VOCAB = 128
-PAD, BOS, EOS = 0, 1, 2
-TEXT_IDS = range(3, 110)
-IMAGE, VIDEO, START, END, FAKE, ROW_MARK, GLOBAL_MARK = range(120, 127)
-HIDDEN = 64
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,7 @@ def tiny(family: str, layers: int = 5, seed: int = 0, window: int = 6, **text: A
     """
     import transformers as hf
 
-    name, config = _config(family, layers, window, text)
+    name, config = config_of(family, layers, window, text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(hf, name)(config).eval()
@@ -195,136 +213,3 @@ def _pixels(
         size = 8 if family == "paligemma" else 16
         pixels["pixel_values"] = noise(len(grids), 3, size, size)
     return pixels
-
-
-def _config(family: str, layers: int, window: int, text: dict[str, Any]) -> tuple[str, Any]:
-    import transformers as hf
-
-    text = {
-        "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 96,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 512,
-        "pad_token_id": PAD,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        **text,
-    }
-    tower = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "patch_size": 4,
-    }
-    grid_tower = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": HIDDEN,
-    }
-    common: dict[str, Any] = {"tie_word_embeddings": False}
-    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
-    marks = {"vision_start_token_id": START, "vision_end_token_id": END}
-
-    width = text["hidden_size"] // text["num_attention_heads"]
-
-    def rope(share: int = 1, **more: Any) -> dict[str, Any]:
-        sections = [width // 4 // share, *[width // 8 // share] * 2]
-        return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections, **more}
-
-    if family == "qwen2_5_vl":
-        del text["head_dim"]
-        text["rope_parameters"] = rope()
-        vision = {**grid_tower, "window_size": 16, "fullatt_block_indexes": [1]}
-        config: Any = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids, **marks, **common)
-        return "Qwen2_5_VLForConditionalGeneration", config
-    if family == "qwen3_vl":
-        text["rope_parameters"] = rope(mrope_interleaved=True)
-        vision = {**grid_tower, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-        config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **ids, **marks, **common)
-        return "Qwen3VLForConditionalGeneration", config
-    if family == "glm4v":
-        del text["head_dim"]
-        text["rope_parameters"] = rope(2, partial_rotary_factor=0.5)
-        markers = {"image_start_token_id": START, "image_end_token_id": END}
-        videos = {"video_start_token_id": FAKE, "video_end_token_id": ROW_MARK}
-        vision = {**grid_tower, "image_size": 16}
-        config = hf.Glm4vConfig(text_config=text, vision_config=vision, **ids, **markers, **videos, **common)
-        return "Glm4vForConditionalGeneration", config
-    if family == "llava":
-        config = hf.LlavaConfig(
-            text_config=hf.LlamaConfig(**text),
-            vision_config=hf.CLIPVisionConfig(**tower, image_size=12),
-            image_token_index=IMAGE,
-            **common,
-        )
-        return "LlavaForConditionalGeneration", config
-    if family == "llava_onevision":
-        del text["head_dim"]
-        config = hf.LlavaOnevisionConfig(
-            text_config=hf.Qwen2Config(**text),
-            vision_config=hf.SiglipVisionConfig(**tower, image_size=8, vision_use_head=False),
-            image_token_index=IMAGE,
-            video_token_index=VIDEO,
-            image_grid_pinpoints=[[8, 8]],
-            **common,
-        )
-        return "LlavaOnevisionForConditionalGeneration", config
-    if family == "internvl":
-        del text["head_dim"]
-        config = hf.InternVLConfig(
-            text_config=hf.Qwen2Config(**text),
-            vision_config=hf.InternVLVisionConfig(**{**tower, "image_size": 16}),
-            image_token_id=IMAGE,
-            image_seq_length=4,
-            **common,
-        )
-        return "InternVLForConditionalGeneration", config
-    if family in ("idefics3", "smolvlm"):
-        kinds = {
-            "idefics3": (hf.Idefics3Config, "Idefics3ForConditionalGeneration"),
-            "smolvlm": (hf.SmolVLMConfig, "SmolVLMForConditionalGeneration"),
-        }
-        make, name = kinds[family]
-        config = make(
-            text_config={**text, "model_type": "llama"},
-            vision_config={**tower, "image_size": 16},
-            scale_factor=2,
-            image_token_id=IMAGE,
-            pad_token_id=PAD,
-            **common,
-        )
-        return name, config
-    if family == "gemma3":
-        kinds_of_layer = ["sliding_attention", "full_attention"] * layers
-        text.update(sliding_window=window, layer_types=kinds_of_layer[:layers], query_pre_attn_scalar=16)
-        config = hf.Gemma3Config(
-            text_config=text,
-            vision_config={**tower, "image_size": 16, "vision_use_head": False},
-            mm_tokens_per_image=4,
-            image_token_index=IMAGE,
-            boi_token_index=START,
-            eoi_token_index=END,
-            **common,
-        )
-        return "Gemma3ForConditionalGeneration", config
-    if family == "paligemma":
-        config = hf.PaliGemmaConfig(
-            text_config=hf.GemmaConfig(**text),
-            vision_config=hf.SiglipVisionConfig(**tower, image_size=8, vision_use_head=False),
-            image_token_index=IMAGE,
-            projection_dim=HIDDEN,
-            hidden_size=HIDDEN,
-            **common,
-        )
-        return "PaliGemmaForConditionalGeneration", config
-    raise ValueError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
