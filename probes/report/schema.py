@@ -39,8 +39,8 @@ Accuracies, costs and deltas are fractions. `cost` = baseline - accuracy, `delta
 `ci95` is [low, high] of that difference (of the accuracy itself in `models`). p-values are of no
 difference, over questions that share a picture or wording (`probes.statistics.clusters`); `p_independent` is
 of the exact McNemar test; `p_holm` is adjusted over the report's list that it stands in. `helped` counts wrong
-answers put right, `harmed` right answers made wrong. `right` is a string of 0 and 1, one a question, in the order of
-`questions[model]`. `labels` is {"counts": {answer given: questions}, "entropy": in bits}. `displacement` is
+answers put right, `harmed` right answers made wrong. `right` is a string of 0 and 1, one a question, in the order
+of `questions[model]`. `labels` is {"counts": {answer given: questions}, "entropy": in bits}. `displacement` is
 the mean norm of what replacement moved a state by. A protocol with `oracle` is an oracle upper bound.
 """
 

@@ -148,11 +148,11 @@ def test_a_real_competing_model_is_on_and_its_null_is_off():
 
     model, processor = load("llava-competing")
     train = list(load_samples("easy-vqa", split="train", limit=300, seed=0))
-    test = list(load_samples("easy-vqa", split="test", limit=300, seed=0))
-    bank = fit_banks(model, processor, train, [8])[8]
+    test = list(load_samples("easy-vqa", split="test", limit=500, seed=0))
+    bank = fit_banks(model, processor, train, [4])[4]
     result = run(
         *(model, processor, test, bank),
-        Grid(layers={"text": [3], "vision": []}, alpha_cd=[1.0, 2.0]),
+        Grid(layers={"text": [0], "vision": []}, alpha_cd=[0.5, 1.0]),
         name="competing",
     )
     advice = advise(result)
