@@ -16,6 +16,17 @@ from tccd.errors import WriteError
 # Files of this process that are being written; anything else under its own number is what a killed one left.
 _WRITING: set[Path] = set()
 _COUNT = itertools.count()
+_REASONS = {
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",  # as said by mkdir
+    errno.ENOENT: "no such file or folder",
+    errno.EISDIR: "it is a folder, not a file",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "the disk or the connection to it failed",
+}
 
 
 def write_atomic(path: Path, data: bytes, check: Callable[[Path], None] | None = None) -> None:
@@ -67,7 +78,7 @@ def check_writable(path: Path) -> None:
     try:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "no ordinary file"
-            raise WriteError(errno.EINVAL, f"{path} is {kind}; expected a file name", str(path))
+            raise WriteError(errno.EINVAL, f"{shown(path)} is {kind}; expected a file name", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb"):
             pass
@@ -85,14 +96,25 @@ def unwritable(path: Path, error: OSError, size: int | None = None) -> WriteErro
         error: what the operating system said.
         size: of the file in bytes, where it is known.
     """
-    told = f"could not write {path}" + ("" if size is None else f" ({size:,} bytes)")
+    told = f"could not write {shown(path)}" + ("" if size is None else f" ({size:,} bytes)")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         text = f"disk is full: {told}; free some room, or write to another disk"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        text = f"{told}: {error.strerror}; allow it, or write to another folder"
+        text = f"{told}: {reason(error)}; allow it, or write to another folder"
     else:
-        text = f"{told}: {error.strerror or error}; check the path, or write to another folder"
+        text = f"{told}: {reason(error)}; check the path, or write to another folder"
     return WriteError(error.errno or errno.EIO, text, str(path))
+
+
+def reason(error: OSError) -> str:
+    """What the operating system said, in words that need no manual of it."""
+    return _REASONS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
+
+
+def shown(path: Path | str) -> str:
+    """A path as a message quotes it: at most 200 characters, both ends of a longer one."""
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:99]}…{text[-100:]}"
 
 
 def _temporary(path: Path) -> Path:

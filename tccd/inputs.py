@@ -8,7 +8,8 @@ the first forward; `check_context` looks again at each batch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from PIL.Image import Image
@@ -302,16 +303,21 @@ def check_shown(config: Any, processor: Any, shown: Sequence[Shown], new_tokens:
 
 
 def _extremes(found: Iterable[Sizes]) -> set[Sizes]:
-    """Those with the most pictures, the most pixels, the longest side; the least square and the most square."""
+    """The most pictures; the longest, thinnest and most square; the most pixels, as they are and scaled down."""
     found = list(found)
-    shapes = (
+    shapes: list[Callable[[Sizes], float]] = [
         len,
         lambda sizes: sum(width * height for width, height in sizes),
         lambda sizes: max(map(max, sizes), default=0),
         lambda sizes: max((max(size) / min(size) for size in sizes), default=0),
-        lambda sizes: -min((max(size) / min(size) for size in sizes), default=0),
-    )
+        lambda sizes: max((min(size) / max(size) for size in sizes), default=0),
+    ]
+    shapes += [partial(_scaled_pixels, longest) for longest in (256, 512, 1024, 2048)]
     return {max(found, key=shape) for shape in shapes}
+
+
+def _scaled_pixels(longest: int, sizes: Sizes) -> float:
+    return sum(width * height * min(1, longest / max(width, height)) ** 2 for width, height in sizes)
 
 
 class _Lengths:

@@ -6,12 +6,13 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tccd.atomic import shown, unwritable
 from tccd.errors import BusyError
 
 #: The lock's file in a folder. It stays: removing a lock file while another process waits for it would let two in.
@@ -28,6 +29,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
     Raises:
         BusyError: another run holds the folder; names it.
+        WriteError: the folder can't be made or written, or the disk is full; names what could not be written.
 
     Example:
         >>> import tempfile
@@ -36,22 +38,40 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         ...     (folder / LOCK_FILE).exists()
         True
     """
-    folder.mkdir(parents=True, exist_ok=True)
     holder = folder / f"{LOCK_FILE}.holder"
-    lock = FileLock(folder / LOCK_FILE, thread_local=False)
+    lock = _acquired(folder, holder)
     try:
+        _write_note(holder, doing)
+        yield
+    finally:
+        with suppress(OSError):  # a note that stays says nothing: nobody holds the lock
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquired(folder: Path, holder: Path) -> FileLock:
+    at = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        at = folder / LOCK_FILE
+        at.touch()  # says why it can't be made; the library waits for a folder to turn up
+        lock = FileLock(at, thread_local=False)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise BusyError(
-            f"{folder} is in use by {_told(holder)}; wait until it is done, or give another folder"
+            f"{shown(folder)} is in use by {_told(holder)}; wait until it is done, or give another folder"
         ) from error
+    except OSError as error:
+        raise unwritable(at, error) from error
+    return lock
+
+
+def _write_note(holder: Path, doing: str) -> None:
+    note = {"doing": doing, "process": os.getpid(), "host": socket.gethostname()}
     try:
-        note = {"doing": doing, "process": os.getpid(), "host": socket.gethostname()}
         holder.write_text(json.dumps(note | {"since": datetime.now(UTC).isoformat(timespec="seconds")}))
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+    except OSError as error:
+        raise unwritable(holder, error) from error
 
 
 def _told(holder: Path) -> str:

@@ -26,6 +26,9 @@ _KEY = "tccd_bank"
 # A bank's header takes a few kB, and 22 bytes a picture. Reading one as JSON takes some 30 times its size.
 _MAX_HEADER = 2**25
 
+# A zip archive, and pickles of the protocols that begin with a sign of their own.
+_NEVER_LOADED = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
     """Tensors and JSON metadata -> the bytes of a bank file; the same bytes for the same content.
@@ -91,24 +94,24 @@ def typed(kind: type[_T], values: dict[str, Any]) -> _T:
 def _header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with open(path, "rb") as file:
-        head, first = file.read(8), file.read(1)
+        head = file.read(8)
         if not head:
             raise BankError(f"{path} is empty (0 bytes); expected a centroid bank")
         length = int.from_bytes(head, "little")
-        fits = len(head) == 8 and 0 < length <= min(size - 8, _MAX_HEADER)
-        # A header's length may begin with any byte, so what follows it decides: a header is a JSON object.
-        if not (fits and first == b"{") and head.startswith((b"PK\x03\x04", b"\x80")):
+        likely = 0 < length <= _MAX_HEADER
+        # A length may begin with a pickle's first bytes, but read from a whole one it would be far longer.
+        if not likely and head.startswith(_NEVER_LOADED):
             raise BankError(
                 f"{path} is a pickle or zip archive (a torch.save or .npz file), which is never loaded as a "
                 "bank; import an .npz with CentroidBank.from_npz (tccd bank import-npz)"
             )
-        if not fits:
+        if not likely or len(head) < 8 or length > size - 8:
             raise BankError(
                 f"{path} is truncated or no safetensors file: its header claims {length} bytes, the file has "
                 f"{size}, and a header has at most {_MAX_HEADER}"
             )
         try:
-            header = json.loads(first + file.read(length - 1))
+            header = json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
             raise BankError(f"{path} is no safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):

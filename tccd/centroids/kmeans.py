@@ -160,7 +160,10 @@ def check_kmeans(
         if not isinstance(max_rows, int) or isinstance(max_rows, bool) or max_rows < 1:
             raise ConfigError(f"max_rows is {max_rows!r}; expected a positive integer or None")
         if max_rows < k:
-            raise ConfigError(f"max_rows is {max_rows}, below k = {k}; raise it")
+            raise ConfigError(
+                f"k is {k}, above the {max_rows} rows that one k-means fits (max_rows); take a smaller k, or fit "
+                "from Python with a larger max_rows"
+            )
     _backend(backend)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tccd.atomic import check_writable
 from tccd.cli.console import AsJson, output, print_json
 from tccd.cli.options import (
     Device,
@@ -146,7 +147,6 @@ def import_npz(
     """
     chosen = single_layers(parse_layers(layers))
 
-    from tccd.atomic import check_writable
     from tccd.centroids.bank import CentroidBank
     from tccd.loading import load_model
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from tccd.atomic import reason, shown
 from tccd.errors import ConfigError, TCCDError
 
 _JSON = "tccd.json"
@@ -62,13 +63,23 @@ def _message(error: BaseException) -> str:
     """An error and the notes on it, in one line."""
     if isinstance(error, RecursionError):
         text = "an input is nested too deeply to be read; expected plain JSON"
-    elif isinstance(error, OSError) and not isinstance(error, TCCDError) and error.errno in _FULL:
-        place = error.filename or "a file, or what this command's output goes to"
-        text = f"disk is full: could not write {place}; free some room, or write to another disk"
+    elif isinstance(error, OSError) and not isinstance(error, TCCDError) and error.errno:
+        text = _system_message(error)
     else:
         text = str(error) or type(error).__name__
     notes = [str(note) for note in getattr(error, "__notes__", ())]
     return " ".join(". ".join([text.rstrip("."), *notes] if notes else [text]).split())
+
+
+def _system_message(error: OSError) -> str:
+    """What the operating system refused, which no part of tccd has put into words."""
+    place = None if error.filename is None else shown(os.fsdecode(error.filename))
+    if error.errno in _FULL:
+        place = place or "a file, or what this command's output goes to"
+        return f"disk is full: could not write {place}; free some room, or write to another disk"
+    if place is None:
+        return f"reading or writing failed: {reason(error)}; check the disk and the paths, and run it again"
+    return f"can't use {place}: {reason(error)}; check the path, or give another"
 
 
 def _remember(context: typer.Context, value: bool) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tccd.atomic import check_writable, shown
 from tccd.cli.bank import show_bank
 from tccd.cli.console import AsJson, progress
 from tccd.cli.options import (
@@ -102,11 +103,10 @@ def fit(
     if prompt is not None and not prompt.strip():
         raise ConfigError(f"--prompt is empty; expected a text, or {FROM_DATA}")
     if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; expected the bank's file name")
+        raise ConfigError(f"--out {shown(out)} is a folder; expected the bank's file name")
     started = time.monotonic()
 
-    from tccd.atomic import check_writable
-    from tccd.centroids.fit import fit_bank, harvest_folder
+    from tccd.centroids.fit import MAX_ROWS, fit_bank, harvest_folder
     from tccd.centroids.harvest import check_rows
     from tccd.centroids.kmeans import check_kmeans
     from tccd.centroids.reading import Reading
@@ -118,7 +118,7 @@ def fit(
 
     # All that can be refused without the model is, before it is loaded.
     asked = None if prompt == FROM_DATA else (prompt or PAPER_PROMPT)
-    check_kmeans(k, seed, backend=backend.value)
+    check_kmeans(k, seed, backend=backend.value, max_rows=MAX_ROWS)
     check_source(model, revision)
     check_writable(out)
     if work_dir is not None:

@@ -82,9 +82,12 @@ def test_paths_that_cannot_be_written_are_told_before_the_work(tmp_path):
     for path, message in (
         (tmp_path, "is a folder; expected a file name"),
         ("/dev/null", "is no ordinary file; expected a file name"),
-        (tmp_path / "file" / "below", "could not write"),
+        (
+            tmp_path / "file" / "below",
+            "could not write .*: a part of the path is a file, not a folder; check the path",
+        ),
         (f"/proc/{os.getpid()}/new", "could not write /proc/"),
-        (tmp_path / ("n" * 300), "File name too long"),
+        (tmp_path / ("n" * 300), "the name is too long"),
     ):
         with pytest.raises(WriteError, match=message) as caught:
             check_writable(type(tmp_path)(path))
@@ -92,4 +95,17 @@ def test_paths_that_cannot_be_written_are_told_before_the_work(tmp_path):
     with pytest.raises(WriteError) as caught:
         write_atomic(tmp_path / "nowhere" / "file", b"")
     assert caught.value.errno == errno.ENOENT
-    assert "nowhere/file (0 bytes): No such file or directory" in str(caught.value)
+    assert "nowhere/file (0 bytes): no such file or folder" in str(caught.value)
+
+
+def test_a_long_path_is_quoted_by_its_ends(tmp_path):
+    path = tmp_path.joinpath(*["deep"] * 100, "file")
+    path.parent.mkdir(parents=True)
+    for try_it, message in ((check_writable, "folder; expected"), (lambda p: write_atomic(p, b""), "could not")):
+        (path / "taken").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(WriteError, match=message) as caught:
+            try_it(path)
+        assert str(tmp_path) in str(caught.value)
+        assert "deep/deep/file" in str(caught.value)
+        assert len(str(caught.value)) < 320
+        assert caught.value.filename == str(path)

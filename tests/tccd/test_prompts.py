@@ -1,5 +1,6 @@
 """Prompts that can't be asked are refused before the first is: with the processors of the default models."""
 
+import math
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,7 +14,17 @@ from eval.zoo import load
 from tccd.centroids.harvest import harvest
 from tccd.data import Sample
 from tccd.errors import ConfigError, DataError
-from tccd.inputs import Shown, check_asked, check_context, check_samples, check_shown, encode, vision_tokens
+from tccd.inputs import (
+    _ROOMY,
+    Shown,
+    _extremes,
+    check_asked,
+    check_context,
+    check_samples,
+    check_shown,
+    encode,
+    vision_tokens,
+)
 
 ZOO = Path(__file__).parents[2] / "eval" / "zoo"
 FOLDERS = ("llava-competing", "idefics3-competing", "qwen25vl-competing")
@@ -145,10 +156,43 @@ def test_each_size_is_encoded_once_and_few_where_there_is_room():
     shown = [Shown(f"sample {i}", "what?", (size,)) for i, size in enumerate(sizes * 3)]
     counted = Counted(here.processor)
     check_shown(here.config, counted, shown)
-    assert len(counted.sizes) == len(set(counted.sizes)) <= 5
+    assert len(counted.sizes) == len(set(counted.sizes)) <= 9
     counted = Counted(here.processor)
     check_shown(here.config, counted, shown, new_tokens=200)
     assert sorted(counted.sizes) == sizes
+
+
+@cache
+def counts():
+    """How many tokens a picture of a width and a height takes, for large models' ways of cutting it up."""
+    qwen, internvl = hf.Qwen2VLImageProcessorPil(), hf.GotOcr2ImageProcessorPil()
+    idefics = hf.Idefics3ImageProcessorPil(size={"longest_edge": 1456}, max_image_size={"longest_edge": 364})
+    cut = {"crop_to_patches": True, "max_patches": 12}
+
+    def pixtral(width, height, longest=1024, patch=16):
+        scale = max(1, max(width, height) / longest)
+        return math.ceil(width / scale / patch) * math.ceil(height / scale / patch)
+
+    return (
+        lambda width, height: qwen.get_number_of_image_patches(height, width, {}),
+        lambda width, height: idefics.get_number_of_image_patches(height, width, {})[0],
+        lambda width, height: internvl.get_number_of_image_patches(height, width, cut),
+        pixtral,
+    )
+
+
+@given(
+    count=st.integers(0, 3),
+    sizes=st.lists(
+        st.tuples(st.integers(2, 4000), st.integers(2, 4000)).filter(lambda s: max(s) <= 150 * min(s)),
+        min_size=1,
+        max_size=30,
+    ),
+)
+def test_no_picture_takes_several_times_the_tokens_of_the_extreme_ones(count, sizes):
+    tokens = {(size,): counts()[count](*size) for size in sizes}
+    most = max(tokens[extreme] for extreme in _extremes(tokens))
+    assert max(tokens.values()) <= _ROOMY * most
 
 
 def test_a_size_that_the_processor_fails_at_is_named():

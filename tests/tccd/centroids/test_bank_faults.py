@@ -5,6 +5,8 @@ import tracemalloc
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tccd.centroids import bankfile
@@ -220,6 +222,17 @@ def test_pickle_is_never_run(path, tmp_path):
     path.write_bytes(pickle.dumps(Trap(), protocol=0))
     refused(path, "no safetensors file")
     assert not (tmp_path / "sprung").exists()
+
+
+@given(st.integers(1, 2**25 // 256), st.sampled_from([0x80, 0x280, 0x480]), st.booleans())
+def test_a_header_length_that_begins_as_a_pickle_does_is_none(tmp_path_factory, high, low, whole):
+    """Such as 400,000: its lowest byte is the one that pickles begin with."""
+    path = tmp_path_factory.mktemp("bank") / "bank.safetensors"
+    length = min(256 * high + low, 2**25)
+    with open(path, "wb") as file:
+        file.write(length.to_bytes(8, "little") + b"\xfe")
+        file.truncate(8 + length if whole else 100)
+    refused(path, "its header is not JSON" if whole and length > 92 else "is truncated or no safetensors file")
 
 
 def test_safetensors_of_something_else(path):

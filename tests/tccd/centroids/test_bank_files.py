@@ -30,10 +30,11 @@ def header_length(path):
 def test_every_header_length_loads(tmp_path):
     """Two thousand lengths, of which one in 32 begins with the byte that a pickle begins with."""
     path = tmp_path / "bank.safetensors"
-    start = len(bank(note="")._bytes())
+    one = bank(note="")
+    start = len(one._bytes())
     lengths = set()
     for size in range(0, 16_000, 8):
-        made = bank(note="x" * size)
+        made = one.with_provenance(note="x" * size)
         path.write_bytes(made._bytes())
         assert CentroidBank.load(path).provenance == made.provenance
         lengths.add(header_length(path))

@@ -130,7 +130,7 @@ class Forbidden(TinyProcessor):
             "vision: .* at most 20 rows",
         ),
         ({"k": 50, "images": 9}, FitError, "text: 9 samples give at most 45 rows"),
-        ({"k": 4, "max_rows": 3}, ConfigError, "max_rows is 3, below k = 4"),
+        ({"k": 4, "max_rows": 3}, ConfigError, "k is 4, above the 3 rows"),
         ({"backend": "faiss-gpu"}, FitError, "reports no GPU"),
         ({"seed": -1}, ConfigError, "seed is -1"),
         ({"iterations": 0}, ConfigError, "iterations is 0"),

@@ -170,7 +170,10 @@ def test_start_chooses_distinct_rows_and_copes_with_copies():
         ({"k": 2.0}, r"k is 2.0; expected an integer of at least 1"),
         ({"iterations": 0}, r"iterations is 0"),
         ({"max_rows": 0}, r"max_rows is 0"),
-        ({"k": 8, "max_rows": 4}, r"max_rows is 4, below k = 8; raise it"),
+        (
+            {"k": 8, "max_rows": 4},
+            r"k is 8, above the 4 rows that one k-means fits \(max_rows\); take a",
+        ),
         ({"backend": "cuml"}, r"unknown k-means backend 'cuml'; expected one of auto, faiss-gpu"),
     ],
 )
@@ -268,7 +271,7 @@ def test_rows_that_differ_are_counted(distinct):
         ({"seed": -1}, ConfigError, "seed is -1; expected an integer of at least 0"),
         ({"iterations": True}, ConfigError, "iterations is True"),
         ({"max_rows": 0}, ConfigError, "max_rows is 0; expected a positive integer or None"),
-        ({"max_rows": 3}, ConfigError, "max_rows is 3, below k = 4"),
+        ({"max_rows": 3}, ConfigError, "k is 4, above the 3 rows"),
         ({"backend": "cuml"}, ConfigError, "unknown k-means backend .cuml."),
         ({"backend": "faiss-gpu"}, FitError, "faiss-gpu was asked for, but FAISS .* reports no GPU"),
     ],

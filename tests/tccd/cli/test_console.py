@@ -2,9 +2,9 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import typer
@@ -16,8 +16,8 @@ from tccd.centroids.bank import CentroidBank
 from tccd.cli.console import AsJson, News, ReportingGroup
 from tccd.decoder import ModelIdentity
 from tccd.errors import ConfigError, FitError, WriteError
+from tests.tccd.cli.common import ROOT
 
-ROOT = Path(__file__).parents[3]
 FULL = "disk is full: could not write"
 
 
@@ -55,8 +55,24 @@ def told(error, *args):
         ),
         (OSError(122, "Disk quota exceeded", "a/b"), 1, f"{FULL} a/b"),
         (WriteError(28, f"{FULL} a/b (9 bytes)", "a/b"), 1, f"{FULL} a/b (9 bytes)"),
-        (PermissionError(13, "Permission denied", "a/b"), 1, "[Errno 13] Permission denied: 'a/b'"),
-        (OSError(5, "Input/output error"), 1, "[Errno 5] Input/output error"),
+        (
+            PermissionError(13, "Permission denied", "a/b"),
+            1,
+            "can't use a/b: permission denied; check the path, or give another",
+        ),
+        (
+            NotADirectoryError(20, "Not a directory", b"a/b"),
+            1,
+            "can't use a/b: a part of the path is a file, not a folder; check the path",
+        ),
+        (OSError(36, "File name too long", "a" * 5000), 1, f"can't use {'a' * 99}…{'a' * 100}: the name is too"),
+        (OSError(110, "Connection timed out", "a/b"), 1, "can't use a/b: Connection timed out; check the path"),
+        (
+            OSError(5, "Input/output error"),
+            1,
+            "reading or writing failed: the disk or the connection to it",
+        ),
+        (OSError("no file of a model there"), 1, "no file of a model there"),
         (RecursionError("maximum recursion depth"), 1, "an input is nested too deeply to be read"),
     ],
 )
@@ -162,3 +178,37 @@ def test_lines_come_by_the_clock_also_within_a_long_step_and_end_with_the_work()
     assert lines[0] == "harvest 1 of 4, for 0 s"
     assert lines[-1].startswith("harvest 2 of 4, ")
     assert lines[-1].endswith(" s left")
+
+
+PROGRESS = (
+    "import time; from tccd.cli.console import progress\n"
+    "with progress() as report:\n"
+    "    report('harvest', 1, 3); time.sleep(0.3); report('harvest', 3, 3)"
+)
+
+
+def test_progress_in_a_pipe_is_silent():
+    result = subprocess.run([sys.executable, "-c", PROGRESS], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_progress_on_a_terminal_goes_to_stderr():
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    command = [sys.executable, "-c", PROGRESS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=ROOT, env=env)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert process.stdout.read() == b""
+    process.stdout.close()
+    assert b"harvest" in shown

@@ -6,39 +6,27 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from tccd.__main__ import app
 from tccd.centroids.bank import CentroidBank
 from tccd.data import load_samples
 from tccd.loading import load_model
 from tccd.locking import locked
 from tests.faults import kills, small_disks
+from tests.tccd.cli.common import ROOT, ok, program, run
 
-ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "eval" / "zoo" / "llava-grounded"
-
-
-def run(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="tccd")
 
 
 def fit(out, *args, model=MODEL, data="easy-vqa", **options):
     options = {"layers": "text=1", "k": 4, "images": 4, "prompt": "from-data", **options}
     named = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     return run("fit", "--model", model, "--data", data, "--out", out, *named, *args)
-
-
-def ok(result):
-    assert result.exit_code == 0, (result.stdout, result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +101,10 @@ def unloadable(tmp_path):
     ("options", "message"),
     [
         ({"backend": "faiss-gpu"}, "faiss-gpu was asked for, but FAISS"),
+        (
+            {"k": 10**6},
+            "k is 1000000, above the 262144 rows that one k-means fits (max_rows); take a smaller k, or",
+        ),
         ({"k": 65}, "text: 4 samples give at most 64 rows (16 each), fewer than k = 65; give more images"),
         ({"model": "./modle"}, "can't load model './modle': no such folder"),
         ({"data": "./dta"}, "dta"),
@@ -130,7 +122,11 @@ def test_what_can_be_refused_without_the_model_is(tmp_path, options, message):
     [
         ("/proc/bank.safetensors", "could not write /proc/bank.safetensors"),
         ("/dev/null", "/dev/null is no ordinary file; expected a file name"),
-        ("/dev/null/bank", "could not write /dev/null/bank: "),
+        (
+            "/dev/null/bank",
+            "could not write /dev/null/bank: a part of the path is a file, not a folder; check the",
+        ),
+        ("x" * 300, f"{'x' * 99}…{'x' * 100}: the name is too long; check the path"),
         (ROOT, "is a folder; expected the bank's file name"),
     ],
 )
@@ -148,7 +144,10 @@ def test_a_folder_in_use_is_told_first(tmp_path):
     (tmp_path / "file").write_text("")
     result = fit(tmp_path / "bank", model=unloadable(tmp_path), work_dir=tmp_path / "file")
     assert result.exit_code == 1
-    assert "File exists" in result.stderr
+    assert (
+        "/file: a part of the path is a file, not a folder; check the path, or write to another folder"
+        in result.stderr
+    )
 
 
 def test_a_checkpoint_that_is_not_whole_is_not_fitted(tmp_path):
@@ -293,3 +292,56 @@ def test_a_program_in_a_pipe_is_told_of_a_full_disk_in_one_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=120)
     assert done.returncode == 1
     assert done.stderr == "tccd: /dev/full is no ordinary file; expected a file name\n"
+
+
+# The whole command
+
+
+def test_fit(model_dir, tmp_path):
+    out = tmp_path / "banks" / "bank.safetensors"
+    args = (
+        "--model",
+        model_dir,
+        "--data",
+        "easy-vqa",
+        "--images",
+        8,
+        "--k",
+        4,
+        "--layers",
+        "text=1-2,vision=0",
+    )
+    result = program("fit", *args, "--prompt", "from-data", "--backend", "sklearn", "--out", out, "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    summary = json.loads(result.stdout)
+    assert [(e["modality"], e["layer"], e["k"]) for e in summary["entries"]] == [
+        ("text", 1, 4),
+        ("text", 2, 4),
+        ("vision", 0, 4),
+    ]
+    assert summary["provenance"]["images"] == 8
+    assert (summary["provenance"]["data"], summary["provenance"]["split"]) == ("easy-vqa", "train")
+    again = ok(
+        run(
+            "fit",
+            *args,
+            "--prompt",
+            "from-data",
+            "--backend",
+            "sklearn",
+            "--out",
+            tmp_path / "again.safetensors",
+        )
+    )
+    assert "inertia" in again.stdout
+    banks = [CentroidBank.load(file) for file in (out, tmp_path / "again.safetensors")]
+    assert np.array_equal(banks[0].tensors["text", 1], banks[1].tensors["text", 1])
+
+
+def test_fit_refuses_a_layer_that_the_model_lacks(model_dir, tmp_path):
+    out = tmp_path / "bank.safetensors"
+    result = run("fit", "--model", model_dir, "--data", "easy-vqa", "--images", 2, "--k", 4, "--out", out)
+    assert result.exit_code == 2
+    assert "layer 12 is out of range; this model has 6 decoder layers" in result.stderr
+    assert not out.exists()

@@ -156,3 +156,32 @@ def test_local_folders_and_hub_ids(folder, monkeypatch):
         load_model(str(folder), revision="main")
     with pytest.raises(TCCDError, match="is a file; expected the folder that it is in"):
         load_model(str(folder / CONFIG))
+
+
+# How it is computed
+
+
+def test_load_model(model_dir):
+    assert load_model(str(model_dir)).model.dtype == torch.float32
+    assert load_model(str(model_dir), dtype="bfloat16").model.dtype == torch.bfloat16
+    assert not load_model(str(model_dir)).model.training
+
+
+def test_a_half_precision_checkpoint_is_computed_in_single_on_a_cpu(model_dir, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "half")
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    config["dtype"] = "float16"
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config))
+    assert load_model(str(tmp_path / "half"), device="cpu").model.dtype == torch.float32
+    assert load_model(str(tmp_path / "half"), device="cpu", dtype="float16").model.dtype == torch.float16
+
+
+def test_code_from_a_repository_is_not_run_unasked(model_dir, tmp_path):
+    folder = tmp_path / "foreign"
+    shutil.copytree(model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "foreign", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(TCCDError, match=r"can't load model .*trust-remote-code"):
+        load_model(str(folder))
