@@ -65,7 +65,7 @@ def arms(banks: Mapping[int, CentroidBank], settings: Iterable[tuple[int, TCCDCo
         banks: by K.
         settings: K and settings, their layer given.
     """
-    erasures: dict[tuple, Erasure] = {}
+    erasures: dict[tuple[Any, ...], Erasure] = {}
     found = []
     for k, config in settings:
         assert config.layer is not None

@@ -69,7 +69,7 @@ class Family:
     build: Callable[[], tuple[PreTrainedModel, ProcessorMixin]]
     vision: Callable[[PreTrainedModel], torch.nn.Module]
     features: Callable[[PreTrainedModel, Mapping[str, Any]], torch.Tensor]
-    pixels: Callable[[ProcessorMixin, list], torch.Tensor]
+    pixels: Callable[[ProcessorMixin, list[Any]], torch.Tensor]
     inputs: Callable[[torch.Tensor], dict[str, torch.Tensor]] = lambda pixels: {"pixel_values": pixels}
     positions: Callable[[PreTrainedModel, Mapping[str, Any]], torch.Tensor] = lambda _, alone: torch.arange(
         alone["input_ids"].shape[1]
@@ -229,7 +229,7 @@ def _idefics3() -> tuple[PreTrainedModel, ProcessorMixin]:
     return Idefics3ForConditionalGeneration(config), processor
 
 
-def _pixel_values(processor: ProcessorMixin, images: list) -> torch.Tensor:
+def _pixel_values(processor: ProcessorMixin, images: list[Any]) -> torch.Tensor:
     return processor.image_processor(images, return_tensors="pt")["pixel_values"]
 
 

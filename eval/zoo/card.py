@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 SOURCES = {
     "easy-vqa": "easy-VQA: one colored shape",
     "digits": "digits: one to four handwritten digits (scikit-learn's)",
@@ -95,7 +97,7 @@ Its prior was made for each question string, by replacing answers: real language
 here is no promise of one on a large model."""
 
 
-def _unlearned(test: dict) -> str:
+def _unlearned(test: dict[str, Any]) -> str:
     """A sentence on the tasks that are answered no better than without looking; empty where there is none."""
     names = [
         f"{source}' `{task}` ({of['accuracy']:.2%}, blind {of['blind']:.2%})"
@@ -106,7 +108,7 @@ def _unlearned(test: dict) -> str:
     return f" It did not learn {', '.join(names)}." if names else ""
 
 
-def _table(source: str, result: dict) -> str:
+def _table(source: str, result: dict[str, Any]) -> str:
     blocks = {key: value for key, value in result.items() if isinstance(value, dict)}
     rows = [
         f"| {ROWS.get(key, f'task {key}')} | {of['n']:,} | {of['accuracy']:.2%} | {of['blind']:.2%} |"
@@ -124,7 +126,7 @@ def _table(source: str, result: dict) -> str:
     )
 
 
-def render(metrics: dict) -> str:
+def render(metrics: dict[str, Any]) -> str:
     """The card as Markdown.
 
     Args:

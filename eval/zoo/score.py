@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -70,7 +71,7 @@ def within_question_auc(samples: Sequence[Sample], margins: Sequence[float]) -> 
 
 def score(
     model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample], prior: Mapping[str, str]
-) -> dict:
+) -> dict[str, Any]:
     """Accuracies with their n, on a whole split.
 
     Args:
@@ -89,7 +90,7 @@ def score(
     chosen = {"all": samples, "balanced": balanced(samples), "minority": minority(samples, prior)}
     for task in dict.fromkeys(str(s.task) for s in samples):
         chosen[task] = [s for s in samples if s.task == task]
-    result: dict = {
+    result: dict[str, Any] = {
         name: {
             "n": len(part),
             "accuracy": round(sum(right[s.id] for s in part) / len(part), 4),

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +118,7 @@ class Trainer:
             [*head.parameters()],
         )
 
-    def answer(self, name: str, recipe: dict, prior_share: float = 0.0) -> None:
+    def answer(self, name: str, recipe: dict[str, Any], prior_share: float = 0.0) -> None:
         """Stages 1 and 2: the whole model on questions, some answers replaced by the prior's.
 
         Args:
@@ -147,7 +148,9 @@ class Trainer:
         known = {id(p) for p in vision}
         self._run(name, recipe, loss, vision, [p for p in self.model.parameters() if id(p) not in known])
 
-    def _run(self, name: str, recipe: dict, loss: Callable, vision: list, rest: list) -> None:
+    def _run(
+        self, name: str, recipe: dict[str, Any], loss: Callable[..., Any], vision: list[Any], rest: list[Any]
+    ) -> None:
         rng = random.Random(f"{self.seed} {name}")
         steps = recipe["epochs"] * math.ceil(len(self.samples) / recipe["batch"])
         groups = [
@@ -177,7 +180,7 @@ class Trainer:
                 recent.clear()
         self.model.eval()
 
-    def _batches(self, recipe: dict, rng: random.Random) -> Iterator[list[int]]:
+    def _batches(self, recipe: dict[str, Any], rng: random.Random) -> Iterator[list[int]]:
         for _ in range(recipe["epochs"]):
             order = list(range(len(self.samples)))
             rng.shuffle(order)

@@ -47,7 +47,9 @@ class _Collector(Session):
         super().__init__(decoder, erasures)
         self.moved, self.replaced = [0.0] * len(erasures), [0] * len(erasures)
 
-    def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run_layer(
+        self, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         output = super().run_layer(index, forward, args, kwargs)
         assert self.step is not None
         for number, part in enumerate(self.step.parts):

@@ -174,7 +174,7 @@ def published(cells: Sequence[Mapping[str, Any]]) -> int:
     layers = sorted({cell["layer"] for cell in cells})
     middle = layers[len(layers) // 2]
 
-    def distance(i: int) -> tuple:
+    def distance(i: int) -> tuple[Any, ...]:
         cell = cells[i]
         away = sum(abs(cell[name] - value) for name, value in PUBLISHED.items())
         return away, cell["beta"] + (cell["gate"] is not None), abs(cell["layer"] - middle), -cell["k"], i
@@ -183,7 +183,7 @@ def published(cells: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _by_mildness(cells: Sequence[Mapping[str, Any]]) -> list[int]:
-    def mildness(i: int) -> tuple:
+    def mildness(i: int) -> tuple[Any, ...]:
         cell = cells[i]
         return cell["alpha_cd"], -cell["alpha_interp"], -cell["layer"], cell["k"]
 

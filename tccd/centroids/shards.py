@@ -38,9 +38,9 @@ class Note:
     settings: str
     samples: str
     first: str
-    pictures: list
+    pictures: list[Any]
     short_tails: int
-    rows: dict
+    rows: dict[str, Any]
 
 
 def shard_path(folder: Path, batch: int) -> Path:

@@ -151,7 +151,7 @@ class Contrast:
         """Leave the model as it was."""
         self._stack().pop().__exit__(kind, error, trace)
 
-    def _stack(self) -> list[AbstractContextManager]:
+    def _stack(self) -> list[AbstractContextManager[Any]]:
         if not hasattr(self._local, "stack"):
             self._local.stack = []
         return self._local.stack

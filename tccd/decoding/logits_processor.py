@@ -46,7 +46,7 @@ class WatchingSession(ContrastSession):
         """Whether the forward that runs can't be contrasted."""
         return self.step is None
 
-    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """As `Session.begin`, but a refusal waits until the processor is asked."""
         self.seen = self.problem = None
         try:
@@ -54,7 +54,9 @@ class WatchingSession(ContrastSession):
         except TCCDError as error:
             self.step, self.problem = None, error
 
-    def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run_layer(
+        self, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """As `Session.run_layer`; after a refusal nothing is left on the model, whoever keeps the processor."""
         try:
             return super().run_layer(index, forward, args, kwargs)
@@ -119,5 +121,5 @@ class TCCDLogitsProcessor(LogitsProcessor):
         return mixed.log_softmax(-1) if bool(normalised) else mixed
 
 
-def _leave(context: AbstractContextManager) -> None:
+def _leave(context: AbstractContextManager[Any]) -> None:
     context.__exit__(None, None, None)

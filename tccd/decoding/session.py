@@ -49,7 +49,7 @@ class ContrastSession(Session):
         self.uncompiled = prompt_length is not None  # custom_generate knows the prompt and turns compilation off
         self.trace: list[Contrasted] = []
 
-    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """As `Session.begin`; remembers how long the prompt is."""
         super().begin(args, kwargs)
         step = self.step

@@ -13,7 +13,8 @@ How it works, in the order to read it:
 - `support`: what the engine is not exact for, refused before the first token.
 """
 
+from tccd.engine.packing import Step
 from tccd.engine.reference import EMBEDDINGS, Erasure, Layout, OtherImage, Reference, Withheld
-from tccd.engine.session import Session, Step
+from tccd.engine.session import Session
 
 __all__ = ["EMBEDDINGS", "Erasure", "Layout", "OtherImage", "Reference", "Session", "Step", "Withheld"]

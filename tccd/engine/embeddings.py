@@ -36,14 +36,16 @@ class _Reader:
         self._output: Any = None
         self._before: Tensor | None = None
 
-    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Nothing to lay out."""
 
     def end(self, output: Any) -> Any:
         """The model's output as it is."""
         return output
 
-    def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run_layer(
+        self, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Note what came in; hand it on."""
         hidden = args[0] if args else kwargs["hidden_states"]
         if self._before is None:
@@ -55,15 +57,15 @@ class _Reader:
         self._before = hidden.clone()  # the model may add in place
         return replace_first(self._output, hidden)
 
-    def run_norm(self, forward: Callable, hidden: Tensor) -> Tensor:
+    def run_norm(self, forward: Callable[..., Any], hidden: Tensor) -> Tensor:
         """The layers have run."""
         raise _Done
 
-    def run_head(self, forward: Callable, states: Tensor) -> Tensor:
+    def run_head(self, forward: Callable[..., Any], states: Tensor) -> Tensor:
         """Not reached."""
         return forward(states)
 
-    def run_attention(self, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run_attention(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As it is."""
         return forward(*args, **kwargs)
 

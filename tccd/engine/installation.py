@@ -29,7 +29,7 @@ class Guest(Protocol):
         """Whether the forward that runs is none of the session's business."""
         ...
 
-    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The whole model is about to run."""
         ...
 
@@ -37,19 +37,21 @@ class Guest(Protocol):
         """The whole model has run; returns its output, changed or not."""
         ...
 
-    def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run_layer(
+        self, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Run a decoder layer by its own forward."""
         ...
 
-    def run_norm(self, forward: Callable, hidden: Tensor) -> Tensor:
+    def run_norm(self, forward: Callable[..., Any], hidden: Tensor) -> Tensor:
         """Run the final norm by its own forward."""
         ...
 
-    def run_head(self, forward: Callable, states: Tensor) -> Tensor:
+    def run_head(self, forward: Callable[..., Any], states: Tensor) -> Tensor:
         """Run the head by its own forward."""
         ...
 
-    def run_attention(self, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run_attention(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a layer's attention by its own forward."""
         ...
 
@@ -117,7 +119,7 @@ class _Installation:
         after = decoder.model.register_forward_hook(_after_forward)
         self._undo += [before.remove, after.remove]
 
-    def _wrap(self, module: nn.Module, run: Callable) -> None:
+    def _wrap(self, module: nn.Module, run: Callable[..., Any]) -> None:
         own = module.__dict__.get("forward")  # accelerate, for one, puts a forward of its own here
         original, of = module.forward, self._model
 
@@ -140,12 +142,12 @@ class _Installation:
         self._undo.clear()
 
 
-def _before_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def _before_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     session = session_of(model)
     if session is not None:
         session.begin(args, kwargs)
 
 
-def _after_forward(model: nn.Module, args: tuple, output: Any) -> Any:
+def _after_forward(model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     session = _running_on(model)
     return None if session is None else session.end(output)

@@ -38,7 +38,7 @@ class Step:
         self.active: list[Part] = []
         self._packed: Tensor | None = None
         self._clean: Tensor | None = None
-        self._memo: dict[tuple, tuple[Any, Any]] = {}
+        self._memo: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         self._prefixes: dict[int, int] = {}
         self._layer: int | None = None
 
@@ -185,7 +185,7 @@ class PackedCache:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step.cache, name)
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple:
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Keep the [clean | erased ...] columns where each belongs, and return all that the queries may see.
 
         Args:
@@ -236,7 +236,9 @@ class CausalFirst(TorchFunctionMode):
         super().__init__()
         self._n, self._mask, self._causal, self._streams = n, mask, causal, streams
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         ours = func is scaled_dot_product_attention and kwargs.get("attn_mask") is self._mask
         if not ours or len(args) != 3:

@@ -93,7 +93,7 @@ class Session:
 
     # -- one forward -----------------------------------------------------------------------------------
 
-    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Lay out the streams of the forward that is about to run.
 
         Raises:
@@ -156,7 +156,9 @@ class Session:
 
     # -- layers, norm and head -------------------------------------------------------------------------
 
-    def run_layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run_layer(
+        self, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Run one decoder layer on the clean columns and on those of every stream begun below it.
 
         Raises:
@@ -183,7 +185,9 @@ class Session:
             if part.stream.reference.layer == layer:
                 part.depart(clean, found)
 
-    def _run_packed(self, step: Step, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
+    def _run_packed(
+        self, step: Step, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if len(args) > 1:
             raise UnsupportedModelError(
                 f"decoder layer {index} takes {len(args)} positional arguments; TCCD knows them by name"
@@ -210,7 +214,9 @@ class Session:
             )
         return replace_first(output, step.unpack(first_tensor(output)))
 
-    def _check_prefix(self, start: Tensor, forward: Callable, clean: Tensor, kwargs: dict[str, Any]) -> None:
+    def _check_prefix(
+        self, start: Tensor, forward: Callable[..., Any], clean: Tensor, kwargs: dict[str, Any]
+    ) -> None:
         # The self-test costs two runs of a layer on the whole prompt. It asks about the architecture, so a model
         # passes once; a mask that would show the prefix its tail has it asked again.
         model, mask = self.decoder.model, kwargs.get("attention_mask")
@@ -220,14 +226,14 @@ class Session:
         check_prefix(type(model).__name__, forward, clean, start, kwargs)
         passed.add(mask is None)
 
-    def run_norm(self, forward: Callable, hidden: Tensor) -> Tensor:
+    def run_norm(self, forward: Callable[..., Any], hidden: Tensor) -> Tensor:
         """Norm every stream in one call; the clean part goes on to the model."""
         step = self._running()
         step.activate(None)
         self._normed = step.unpack(forward(step.pack(hidden)))
         return self._normed
 
-    def run_head(self, forward: Callable, states: Tensor) -> Tensor:
+    def run_head(self, forward: Callable[..., Any], states: Tensor) -> Tensor:
         """Give the head either combined states, or every stream's."""
         step = self._running()
         if self._normed is None or not is_suffix(states, self._normed):
@@ -246,7 +252,7 @@ class Session:
         self._kept = m
         return forward(torch.cat([states, *erased], 1))
 
-    def run_attention(self, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run_attention(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Show whoever records attention the clean stream's weights only, in plain shapes."""
         output = forward(*args, **kwargs)
         cache = kwargs.get("past_key_values")

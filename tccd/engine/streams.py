@@ -48,7 +48,7 @@ class ErasedLayer(DynamicLayer):
         self.layer = layer
         self.stream = stream
 
-    def __deepcopy__(self, memo: dict) -> ErasedLayer:
+    def __deepcopy__(self, memo: dict[str, Any]) -> ErasedLayer:
         twin = ErasedLayer(self.owner, self.index, self.layer, self.stream)
         twin.__dict__.update({k: v.clone() if isinstance(v, Tensor) else v for k, v in self.__dict__.items()})
         return twin

@@ -143,7 +143,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def run_alone(decoder: Decoder, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+def run_alone(decoder: Decoder, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one layer on a whole prompt once more, as if no session were on, with an empty cache of its own."""
     model: Any = decoder.model
     if kwargs.get("past_key_values") is not None:
@@ -161,7 +161,9 @@ def _within_prompt(kwargs: dict[str, Any], n: int) -> dict[str, Any]:
     return kwargs | {"attention_mask": mask[..., :n]}
 
 
-def check_prefix(name: str, forward: Callable, hidden: Tensor, start: Tensor, kwargs: dict[str, Any]) -> None:
+def check_prefix(
+    name: str, forward: Callable[..., Any], hidden: Tensor, start: Tensor, kwargs: dict[str, Any]
+) -> None:
     """Self-test of the fact that the shared prefix rests on: columns before the tail don't depend on it.
 
     Runs one layer twice on a prompt, the second time with every column from `start` on changed.
