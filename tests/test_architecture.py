@@ -105,10 +105,16 @@ def test_probes_take_the_engine_by_its_public_names():
 def test_no_room_takes_another_ones_privates():
     for name, file in modules().items():
         tree = ast.parse(file.read_text())
+        foreign = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and room(node.module or "") != room(name):
                 private = [a.name for a in node.names if a.name.startswith("_") and a.name != "__version__"]
                 assert not private, (name, private)
+                if (node.module or "").split(".")[0] in PACKAGES:
+                    foreign |= {a.asname or a.name for a in node.names}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in foreign:
+                assert not node.attr.startswith("_") or node.attr.startswith("__"), (name, ast.unparse(node))
 
 
 def test_no_file_is_long():

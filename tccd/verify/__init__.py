@@ -1,1 +1,1 @@
-"""`python -m tccd.verify --model ID`: is TCCD inside vLLM exact, isolated and cheap here?"""
+"""`tccd verify --model ID`: is TCCD inside vLLM exact, isolated and cheap here?"""

@@ -56,7 +56,7 @@ def verify(
     if find_spec("vllm") is None:
         raise MissingExtraError("vllm is not installed; it comes with an extra: pip install 'tccd[vllm]'")
 
-    from tccd.verify.steps import verify_engine
+    from tccd.verify.stages import verify_engine
 
     report = verify_engine(
         model,

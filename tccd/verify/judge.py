@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tccd.decoding.vllm.settings import PREFIX
-from tccd.verify.engine import Reply, Request, Trial, medians, on_gpu
-from tccd.verify.reference import NOTHING, Checked, Step, difference
-from tccd.verify.requests import Prepared
+from tccd.verify.answering import Ask, Reply, Trial, medians, on_gpu
+from tccd.verify.asks import Prepared
+from tccd.verify.checking import NOTHING, Checked, Compared, difference
 
 #: Largest difference of a log-probability in fp32.
 TIGHT = 1e-3
@@ -65,13 +65,13 @@ class Noise:
         """
         return TIGHT if self.tight else FACTOR * (1 + 2 * alpha_cd) * self.typical
 
-    def accepts(self, steps: Sequence[Step], alpha_cd: float) -> bool:
+    def accepts(self, steps: Sequence[Compared], alpha_cd: float) -> bool:
         """Whether a request is as near as can be asked."""
         if self.tight:
             return all(s.equal and s.largest < TIGHT for s in steps)
         return statistics.median(s.typical for s in steps) <= self.allowed(alpha_cd)
 
-    def complaint(self, request: Request, steps: Sequence[Step]) -> str:
+    def complaint(self, request: Ask, steps: Sequence[Compared]) -> str:
         """A line about a request that is not accepted."""
         return f"{request.extra or 'plain'}: {off(steps)}; allowed {self.allowed(alpha_cd(request)):.1e}"
 
@@ -124,7 +124,7 @@ def _rule(noise: Noise, dtype: str) -> str:
 
 
 def exactness(
-    requests: Sequence[Request], mixed: Sequence[Checked], noise: Noise, plain: Sequence[Step]
+    requests: Sequence[Ask], mixed: Sequence[Checked], noise: Noise, plain: Sequence[Compared]
 ) -> Verdict:
     """Judge the mixed batch against transformers.
 
@@ -166,7 +166,7 @@ def exactness(
     return Verdict("exactness", not failed and not hidden, f"TCCD {off(tccd)}; plain {off(plain)}", tuple(lines))
 
 
-def isolation(name: str, pairs: Sequence[tuple[Request, Reply, Reply]], noise: Noise) -> Verdict:
+def isolation(name: str, pairs: Sequence[tuple[Ask, Reply, Reply]], noise: Noise) -> Verdict:
     """Judge pairs of replies that have to be the same."""
     lines, every = [], []
     for i, (request, one, other) in enumerate(pairs):
@@ -177,7 +177,7 @@ def isolation(name: str, pairs: Sequence[tuple[Request, Reply, Reply]], noise: N
     return Verdict(name, not lines and bool(every), off(every), tuple(lines))
 
 
-def prefix_cache(variants: Sequence[Request], found: Trial, noise: Noise) -> Verdict:
+def prefix_cache(variants: Sequence[Ask], found: Trial, noise: Noise) -> Verdict:
     """Judge a prompt's variants, answered from what the ones before left in the cache."""
     same = isolation("", list(zip(variants, found.fresh, found.cached, strict=True)), noise)
     lines = list(same.details)
@@ -207,23 +207,23 @@ def cost(found: Trial, bar: float | None) -> Verdict:
     return Verdict("cost", None if bar is None else worst <= bar, text, tuple(lines))
 
 
-def compare(one: Reply, other: Reply) -> list[Step]:
+def compare(one: Reply, other: Reply) -> list[Compared]:
     """Two replies to a request, step by step, up to the first token that differs."""
     steps = []
     for a, b, mine, theirs in zip(one.tokens, other.tokens, one.logprobs, other.logprobs, strict=True):
         common = [token for token in mine if token in theirs]
-        steps.append(Step(*difference([mine[t] for t in common], [theirs[t] for t in common]), a == b, True))
+        steps.append(Compared(*difference([mine[t] for t in common], [theirs[t] for t in common]), a == b, True))
         if a != b:
             break
     return steps
 
 
-def alpha_cd(request: Request) -> float:
+def alpha_cd(request: Ask) -> float:
     """Strength of a request's contrast; 0 for a plain one."""
     return 0.0 if request.extra is None else float(request.extra.get(PREFIX + "alpha_cd", 1.0))
 
 
-def off(steps: Sequence[Step]) -> str:
+def off(steps: Sequence[Compared]) -> str:
     """Differences in words; a step at which one side alone takes a token for plausible is only counted."""
     if not steps:
         return "not compared"

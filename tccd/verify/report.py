@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tccd.verify.engine import on_gpu, vllm_version
+from tccd.verify.answering import on_gpu, vllm_version
+from tccd.verify.asks import Prepared
 from tccd.verify.judge import Verdict
-from tccd.verify.requests import Prepared
 
 
 @dataclass(frozen=True)

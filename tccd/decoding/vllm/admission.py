@@ -6,18 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tccd.decoding.vllm import banks, joints
-from tccd.decoding.vllm.settings import Settings, asked, settings, tail_start
+from tccd.decoding.vllm.settings import Settings, settings, tail_start
 from tccd.errors import TCCDError
 
 VISION = ("image", "video", "vision_chunk")
-
-
-def install() -> None:
-    """Wrap block hashing (scheduler)."""
-    from vllm.v1.core import block_pool, kv_cache_utils
-
-    for module in (kv_cache_utils, block_pool):
-        joints.wrap(module, "generate_block_hash_extra_keys", _extra_keys)
+_UNKNOWN = object()
 
 
 def check(request: Any, vision_ids: tuple[int, ...]) -> None:
@@ -59,18 +52,17 @@ def _extra_keys(original: Callable, request: Any, start: int, end: int, mm_index
 
 def _of(request: Any) -> tuple[int, str] | None:
     """Where a scheduler's request has its tail, and its cache key; worked out once."""
-    if hasattr(request, "_tccd"):
-        return request._tccd
+    key = joints.noted(request, _UNKNOWN)
+    if key is not _UNKNOWN:
+        return key
     params, key = request.sampling_params, None
-    found = (
-        settings(params.extra_args, banks.loaded()) if params is not None and asked(params.extra_args) else None
-    )
+    found = None if params is None else settings(params.extra_args, banks.loaded())
     if found is not None:
         tail = tail_start(request.prompt_token_ids or (), _vision_ids)
         if tail is None:  # unmarked blocks would pass plain states off as erased ones
             raise TCCDError(f"TCCD request {request.request_id} has no vision token among {list(_vision_ids)}")
         key = tail, cache_key(found, tail)
-    request._tccd = key
+    joints.note(request, key)
     return key
 
 
@@ -81,3 +73,7 @@ def set_vision_ids(ids: tuple[int, ...]) -> None:
     """Tell the scheduler's process which token ids are vision."""
     global _vision_ids
     _vision_ids = ids
+
+
+#: The scheduler's joints.
+AROUND: dict[str, Callable] = {"block hash": _extra_keys, "block hash, imported": _extra_keys}

@@ -11,19 +11,19 @@ from tccd.decoding.vllm.settings import Settings
 
 
 @dataclass
-class Request:
-    """A TCCD request in the runner.
+class Tail:
+    """The text tail of one TCCD request, as the runner keeps it from step to step.
 
     Attributes:
-        settings: what it asked for.
-        tail: position of its first text-tail token.
-        prompt: number of prompt tokens.
-        started: whether the erased cache holds its prefix; False again after a preemption, which gives its
-            blocks away.
+        settings: what the request asked for.
+        start: position of its first token.
+        prompt: number of the request's prompt tokens.
+        started: whether the erased cache holds the prefix before it; False again after a preemption, which
+            gives its blocks away.
     """
 
     settings: Settings
-    tail: int
+    start: int
     prompt: int
     started: bool = False
 
@@ -33,14 +33,14 @@ class Chunk:
     """The part of a request that one step runs.
 
     Attributes:
-        request: whose it is.
-        index: its place in the batch.
+        tail: its request's text tail.
+        index: the request's place in the batch.
         start: its first row among the step's rows.
         count: its rows in this step.
         computed: its tokens in the cache before this step.
     """
 
-    request: Request
+    tail: Tail
     index: int
     start: int
     count: int
@@ -49,7 +49,7 @@ class Chunk:
     @property
     def skipped(self) -> int:
         """Rows before the text tail, which the clean stream computes for both."""
-        return max(0, self.request.tail - self.computed)
+        return max(0, self.tail.start - self.computed)
 
     @property
     def end(self) -> int:
@@ -59,13 +59,13 @@ class Chunk:
     @property
     def strength(self) -> float:
         """`alpha_cd` of the token that this step samples."""
-        return self.request.settings.config.alpha_cd if self.contrasts else 0.0
+        return self.tail.settings.config.alpha_cd if self.contrasts else 0.0
 
     @property
     def contrasts(self) -> bool:
         """Whether the token that this step samples is contrasted at all."""
-        config = self.request.settings.config
-        return config.tokens == "all" or self.end == self.request.prompt
+        config = self.tail.settings.config
+        return config.tokens == "all" or self.end == self.tail.prompt
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def plan(chunks: Sequence[Chunk], block_size: int) -> Plan | None:
     counts = np.array([c.count - c.skipped for c in active])
     copies = []
     for c in active:
-        if not c.request.started:
-            whole, rest = divmod(c.request.tail, block_size)
-            copies.append((c.index, whole + (rest > 0 and c.computed <= c.request.tail)))
+        if not c.tail.started:
+            whole, rest = divmod(c.tail.start, block_size)
+            copies.append((c.index, whole + (rest > 0 and c.computed <= c.tail.start)))
     return Plan(
         chunks=active,
         rows=np.concatenate([np.arange(c.start + c.skipped, c.start + c.count) for c in active]),

@@ -5,7 +5,7 @@ Rendering notes a prompt's images as sent to the engine; a request that is refus
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tccd.decoding.vllm import admission, banks, http, joints, metrics, promise
@@ -15,16 +15,28 @@ from tccd.modality import vision_token_ids
 
 
 def install() -> None:
-    """Wrap the ways by which requests come in: `LLM`, `AsyncLLM`, the HTTP servers and `vllm run-batch`."""
-    from vllm.entrypoints.common.offline import OfflineInferenceMixin
-    from vllm.entrypoints.launchers import app
-    from vllm.entrypoints.serve.engine.serving import BaseServing
-    from vllm.v1.engine.input_processor import InputProcessor
+    """Stand in the ways by which requests come in: `LLM`, `AsyncLLM`, the HTTP servers and `vllm run-batch`.
 
-    joints.wrap(InputProcessor, "process_inputs", _process_inputs)
-    joints.wrap(OfflineInferenceMixin, "_render_and_add_requests", _render_and_add_requests)
-    joints.wrap(BaseServing, "_check_model", _check_model)
-    joints.wrap(app, "init_entrypoints_middleware", _init_middleware)
+    Raises:
+        ConfigError: there is a bank, and this vLLM has other ways than those that were tested.
+    """
+    watch(AROUND)
+
+
+def watch(around: Mapping[str, Callable]) -> None:
+    """`joints.wrap`; without a bank a vLLM that does not fit is left as it is, with a warning.
+
+    Raises:
+        ConfigError: it does not fit, and there is a bank.
+    """
+    try:
+        joints.wrap(around)
+    except ConfigError as error:
+        if banks.enabled():
+            raise
+        from vllm.logger import init_logger
+
+        init_logger("vllm.plugins.tccd").warning("requests for TCCD may pass as plain ones: %s", error)
 
 
 def settled(extra_args: dict[str, Any] | None) -> Settings | None:
@@ -115,3 +127,12 @@ def _forget_images(cache: Any, prompt: Any, request: Any) -> None:
     for one in hashes if cache is not None else ():
         if one is not None:
             cache.invalidate(one)
+
+
+#: The front end's joints that refuse.
+AROUND: dict[str, Callable] = {
+    "request in": _process_inputs,
+    "prompts in": _render_and_add_requests,
+    "line in": _check_model,
+    "server": _init_middleware,
+}

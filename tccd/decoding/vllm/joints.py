@@ -1,23 +1,329 @@
-"""How our code is put into vLLM's: one guarded wrapper, and whether this process has all of it."""
+"""Where our code stands in vLLM's: one table, one guarded `wrap`, and whether this process has all of it.
+
+vLLM has no interface for a second stream, so the plugin puts wrappers around functions of its classes, which call
+what was there. vLLM promises nobody that these functions stay. So each place says what shape it was written for,
+and where another shape is found the start fails in one line that names the place. What is done at a place is in
+the file that the table names; no file but this one sets an attribute of vLLM.
+
+To follow a release: run `tests/tccd/decoding/vllm/test_joints.py`, mend what it names, run the engine tests, then
+widen `refusals.TESTED`.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
+from tccd.decoding.vllm.refusals import TESTED_RANGE
+from tccd.errors import ConfigError, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One place where we meet vLLM.
+
+    Attributes:
+        name: how this package calls it.
+        place: `module:attribute`; of a loaded model only the attribute.
+        takes: parameters that it was written for, in order; `...` stands for others, passed on untouched.
+        file: the file of this folder that uses it.
+        why: what is done there.
+        awaits: whether it is a coroutine function.
+    """
+
+    name: str
+    place: str
+    takes: str
+    file: str
+    why: str
+    awaits: bool = False
+
+    @property
+    def attribute(self) -> str:
+        """Name of the function."""
+        return self.place.rpartition(":")[2].rpartition(".")[2]
+
+    def owner(self) -> Any:
+        """The class or module of vLLM that the function is found on.
+
+        Raises:
+            ImportError, AttributeError: it isn't there.
+        """
+        module, _, path = self.place.partition(":")
+        owner = import_module(module)
+        for part in path.split(".")[:-1]:
+            owner = getattr(owner, part)
+        return owner
+
+    def misfit(self, function: Any) -> str | None:
+        """What is wrong with a function that should have this joint's shape; None where it fits."""
+        try:
+            names = list(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            return "is no function with parameters"
+        wanted = "".join("(?:[^,]+,)*" if t == "..." else re.escape(t) + "," for t in self.takes.split(", "))
+        if not re.fullmatch(wanted, "".join(f"{name}," for name in names)):
+            return f"takes ({', '.join(names)}), written for ({self.takes})"
+        if inspect.iscoroutinefunction(inspect.unwrap(function)) != self.awaits:
+            return f"is {'no' if self.awaits else 'a'} coroutine function"
+        return None
+
+
+_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+_V2 = "vllm.v1.worker.gpu.model_runner"
+_ENGINE = "vllm.v1.engine"
+
+#: Functions of vLLM that are wrapped for the life of a process.
+WRAPPED = (
+    Joint(
+        "configuration",
+        "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+        "self, ...",
+        "plugin",
+        "the front end refuses untested configurations and writes the promise into this one",
+    ),
+    Joint(
+        "scheduler start",
+        "vllm.v1.core.sched.scheduler:Scheduler.__init__",
+        "self, vllm_config, ...",
+        "plugin",
+        "the engine's process checks that it can keep the promise",
+    ),
+    Joint(
+        "request in",
+        f"{_ENGINE}.input_processor:InputProcessor.process_inputs",
+        "self, request_id, prompt, params, ...",
+        "guard",
+        "a rendered request that can't be decoded is refused, and its images forgotten",
+    ),
+    Joint(
+        "prompts in",
+        "vllm.entrypoints.common.offline:OfflineInferenceMixin._render_and_add_requests",
+        "self, prompts, params, ...",
+        "guard",
+        "all parameters of a `LLM` call are checked before the first prompt is rendered",
+    ),
+    Joint(
+        "line in",
+        "vllm.entrypoints.serve.engine.serving:BaseServing._check_model",
+        "self, request",
+        "guard",
+        "a line of a `run-batch` file has passed no door",
+        awaits=True,
+    ),
+    Joint(
+        "server",
+        "vllm.entrypoints.launchers.app:init_entrypoints_middleware",
+        "args, app, ...",
+        "guard",
+        "puts the door before the server's addresses",
+    ),
+    Joint(
+        "block hash",
+        "vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys",
+        "request, start_token_idx, end_token_idx, start_mm_idx",
+        "admission",
+        "cached blocks with a tail token hash by what they were erased with",
+    ),
+    Joint(
+        "block hash, imported",
+        "vllm.v1.core.block_pool:generate_block_hash_extra_keys",
+        "request, start_token_idx, end_token_idx, start_mm_idx",
+        "admission",
+        "the same function, under the name that the block pool imported",
+    ),
+    Joint(
+        "server engine",
+        f"{_ENGINE}.async_llm:AsyncLLM.__init__",
+        "self, vllm_config, ...",
+        "metrics",
+        "tells the counters the model's name",
+    ),
+    Joint(
+        "offline engine",
+        f"{_ENGINE}.llm_engine:LLMEngine.__init__",
+        "self, vllm_config, ...",
+        "metrics",
+        "tells the counters the model's name",
+    ),
+    Joint(
+        "output expected",
+        f"{_ENGINE}.output_processor:OutputProcessor.add_request",
+        "self, request, ...",
+        "metrics",
+        "notes which requests are TCCD's",
+    ),
+    Joint(
+        "output",
+        f"{_ENGINE}.output_processor:OutputProcessor.process_outputs",
+        "self, engine_core_outputs, ...",
+        "metrics",
+        "counts their tokens",
+    ),
+    *(
+        Joint(f"{runner} {name}", f"{place}.{attribute}", takes, "runners", why)
+        for runner, place in (("V1", _V1), ("V2", f"{_V2}:GPUModelRunner"))
+        for name, attribute, takes, why in (
+            ("load", "load_model", "self, ...", "builds the erased stream around the loaded model"),
+            ("profile", "profile_run", "self, ...", "shows vLLM the memory of a step that erases every row"),
+            ("reload", "reload_weights", "self, ...", "refuses weights that change under the bank"),
+            ("shutdown", "shutdown", "self", "lets go of the second caches"),
+        )
+    ),
+    Joint(
+        "CPU load",
+        "vllm.v1.worker.cpu_model_runner:CPUModelRunner.load_model",
+        "self, ...",
+        "runners",
+        "V1 on a CPU has its own",
+    ),
+    Joint(
+        "V1 execute", f"{_V1}.execute_model", "self, scheduler_output, ...", "runners", "notes which requests run"
+    ),
+    Joint(
+        "V2 execute",
+        f"{_V2}:GPUModelRunner.execute_model",
+        "self, scheduler_output, ..., dummy_run, ...",
+        "runners",
+        "notes which requests run; a dummy run has none",
+    ),
+    Joint(
+        "V1 forward",
+        f"{_V1}._model_forward",
+        "self, ...",
+        "runners",
+        "the batch is laid out: erased rows are settled, and run with the clean ones",
+    ),
+    Joint(
+        "V2 layout",
+        f"{_V2}:GPUModelRunner.prepare_attn",
+        "self, input_batch",
+        "runners",
+        "the batch is laid out: erased rows are settled",
+    ),
+    Joint(
+        "V2 graph",
+        f"{_V2}:dispatch_cg_and_sync_dp",
+        "..., need_eager, ...",
+        "runners",
+        "a step with erased rows runs outside CUDA graphs",
+    ),
+)
+
+#: What is read or set on vLLM's own objects: nothing is wrapped, but the fields have to be there.
+READ = (
+    Joint(
+        "promise", "vllm.config:VllmConfig", "..., additional_config, ...", "plugin", "is handed to every process"
+    ),
+    Joint(
+        "rendered request",
+        f"{_ENGINE}:EngineCoreRequest",
+        "request_id, prompt_token_ids, mm_features, sampling_params, ..., prompt_embeds, ..., resumable, ...",
+        "guard",
+        "is checked",
+    ),
+    Joint(
+        "scheduled",
+        "vllm.v1.core.sched.output:SchedulerOutput",
+        "scheduled_new_reqs, scheduled_cached_reqs, num_scheduled_tokens, ..., finished_req_ids, ...",
+        "runners",
+        "says what a step runs",
+    ),
+    Joint(
+        "scheduled anew",
+        "vllm.v1.core.sched.output:NewRequestData",
+        "req_id, prompt_token_ids, ..., sampling_params, ...",
+        "runners",
+        "a request's prompt and parameters",
+    ),
+    Joint(
+        "scheduled again",
+        "vllm.v1.core.sched.output:CachedRequestData",
+        "..., resumed_req_ids, ...",
+        "runners",
+        "a request whose blocks were given away",
+    ),
+    Joint(
+        "V2 batch",
+        "vllm.v1.worker.gpu.input_batch:InputBatch",
+        "req_ids, ..., query_start_loc_np, ..., num_computed_tokens_np, ...",
+        "runners",
+        "where each request's rows are",
+    ),
+    Joint(
+        "forward context",
+        "vllm.forward_context:ForwardContext",
+        "..., attn_metadata, slot_mapping, ..., cudagraph_runtime_mode, ..., skip_compiled, ...",
+        "runners",
+        "metadata for the second caches; a step with erased rows runs uncompiled",
+    ),
+)
+
+#: Methods of each loaded model; `forward` of layers and attention is replaced for one step at a time.
+LOADED = (
+    Joint("model", "forward", "input_ids, positions, ...", "runners", "V2 has no method around the model's call"),
+    Joint("logits", "compute_logits", "hidden_states, ...", "sampling", "contrasts"),
+    Joint(
+        "layer", "forward", "positions, hidden_states, residual, ...", "stream", "carries the erased rows along"
+    ),
+    Joint("attention", "forward", "query, key, value, ...", "stream", "erased rows attend to the second cache"),
+)
+
+_BY_NAME = {joint.name: joint for joint in (*WRAPPED, *READ, *LOADED)}
 _installed = False
 
 
-def wrap(owner: Any, name: str, around: Callable) -> None:
-    """Replace `owner.name` by `around(original, *args, **kwargs)`; a second call changes nothing.
+def wrap(around: Mapping[str, Callable]) -> None:
+    """Put functions around vLLM's: all of them, or none where one place has another shape than it was written for.
+
+    What their files only read is checked too. A second call changes nothing.
 
     Args:
-        owner: a class or a module of vLLM.
-        name: a function of it.
-        around: gets what was there, then the call's arguments; may be a coroutine function.
+        around: name of a joint -> function that gets what was there, then the call's arguments; of a coroutine
+            function another one.
+
+    Raises:
+        ConfigError: names each joint that does not fit, vLLM's release, and those that were tested.
     """
-    original = getattr(owner, name)
+    joints = [_BY_NAME[name] for name in around]
+    read = [joint for joint in READ if joint.file in {j.file for j in joints}]
+    check((*joints, *read))
+    for joint in joints:
+        _put_around(joint.owner(), joint.attribute, around[joint.name])
+
+
+def check(joints: Sequence[Joint]) -> None:
+    """Compare places in vLLM with the shapes that they were written for.
+
+    Raises:
+        ConfigError: names each joint that does not fit, vLLM's release, and those that were tested.
+    """
+    wrong = [f"{joint.name!r} ({joint.place}) {said}" for joint in joints if (said := _misfit(joint))]
+    if wrong:
+        from vllm import __version__
+
+        raise ConfigError(
+            f"vLLM {__version__} has not the inside that TCCD was written for (tested: {TESTED_RANGE}): "
+            f"{'; '.join(wrong)}. Install a tested release, or start vLLM without TCCD_BANK to go without TCCD"
+        )
+
+
+def _misfit(joint: Joint) -> str | None:
+    try:
+        found = vars(joint.owner())[joint.attribute]
+    except (ImportError, AttributeError, KeyError):
+        return "is not there"
+    return joint.misfit(found)
+
+
+def _put_around(owner: Any, name: str, around: Callable) -> None:
+    original = vars(owner)[name]
     if getattr(original, "tccd", False):
         return
 
@@ -27,6 +333,76 @@ def wrap(owner: Any, name: str, around: Callable) -> None:
 
     wrapper.tccd = True  # type: ignore[attr-defined]
     setattr(owner, name, wrapper)
+
+
+# On one model and on single objects
+
+
+def checked(name: str, module: Any) -> Callable:
+    """A loaded module's method, if it has the shape of its joint.
+
+    Raises:
+        UnsupportedModelError: it has not; names both shapes.
+    """
+    joint = _BY_NAME[name]
+    function = getattr(module, joint.attribute, None)
+    said = "is not there" if function is None else joint.misfit(function)
+    if said:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}.{joint.attribute} (joint {name!r}) {said}. Start vLLM without TCCD_BANK to "
+            "serve this model plainly"
+        )
+    assert function is not None
+    return function
+
+
+def put(name: str, module: Any, function: Callable) -> None:
+    """Let a loaded module's method be another one from now on; its class stays as it is."""
+    setattr(module, _BY_NAME[name].attribute, function)
+
+
+@contextmanager
+def forwards(of: Sequence[tuple[Any, Callable]]) -> Iterator[None]:
+    """Let modules' `forward` be others for as long as the block runs.
+
+    Args:
+        of: (module, function).
+    """
+    own = [(module, vars(module).get("forward")) for module, _ in of]
+    for module, function in of:
+        module.forward = function
+    try:
+        yield
+    finally:
+        for module, before in own:
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+
+
+def run_uncompiled(context: Any) -> None:
+    """Let the forward of a context call the model's modules one by one.
+
+    The compiled model and its CUDA graphs have no place for erased rows.
+    """
+    context.skip_compiled = True
+    context.cudagraph_runtime_mode = type(context.cudagraph_runtime_mode).NONE
+
+
+def hand_down(config: Any, key: str, value: Any) -> None:
+    """Write into an engine's configuration something that vLLM hands to each of its processes."""
+    config.additional_config = {**(config.additional_config or {}), key: value}
+
+
+def note(thing: Any, value: Any) -> None:
+    """Remember something of ours on an object of vLLM's, for as long as that lives."""
+    thing.tccd = value
+
+
+def noted(thing: Any, otherwise: Any = None) -> Any:
+    """What `note` remembered."""
+    return getattr(thing, "tccd", otherwise)
 
 
 def installed() -> bool:

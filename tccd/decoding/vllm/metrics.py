@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from tccd.decoding.vllm import banks, joints
-from tccd.decoding.vllm.settings import asked, settings
+from tccd.decoding.vllm.settings import settings
 
 
 @lru_cache
@@ -25,23 +25,11 @@ def admitted(model_name: Any) -> None:
     _counters()[0].labels(_name(model_name)).inc()
 
 
-def install() -> None:
-    """Count the tokens of TCCD requests where the front end receives them."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.llm_engine import LLMEngine
-    from vllm.v1.engine.output_processor import OutputProcessor
-
-    joints.wrap(OutputProcessor, "add_request", _add_request)
-    joints.wrap(OutputProcessor, "process_outputs", _process_outputs)
-    for engine in (AsyncLLM, LLMEngine):
-        joints.wrap(engine, "__init__", _start)
-
-
 def _add_request(original: Callable, processor: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(processor, request, *args, **kwargs)
     params = request.sampling_params
-    if params is not None and asked(params.extra_args) and settings(params.extra_args, banks.loaded()):
-        processor.request_states[request.request_id].tccd = True
+    if params is not None and settings(params.extra_args, banks.loaded()) is not None:
+        joints.note(processor.request_states[request.request_id], True)
     return result
 
 
@@ -49,10 +37,10 @@ def _process_outputs(original: Callable, processor: Any, outputs: Any, *args: An
     tokens = 0
     for output in outputs:
         state = processor.request_states.get(output.request_id)
-        if state is not None and getattr(state, "tccd", False):
+        if joints.noted(state):
             tokens += len(output.new_token_ids)
     if tokens:
-        _counters()[1].labels(getattr(processor, "tccd_model_name", "")).inc(tokens)
+        _counters()[1].labels(joints.noted(processor, "")).inc(tokens)
     return original(processor, outputs, *args, **kwargs)
 
 
@@ -60,10 +48,19 @@ def _start(original: Callable, engine: Any, vllm_config: Any, *args: Any, **kwar
     """Tell an engine's output processor the model's name, which labels the counters; they begin at 0."""
     original(engine, vllm_config, *args, **kwargs)
     name = _name(vllm_config.model_config.served_model_name)
-    engine.output_processor.tccd_model_name = name
+    joints.note(engine.output_processor, name)
     for counter in _counters():
         counter.labels(name)
 
 
 def _name(served: Any) -> str:
     return str(served[0] if isinstance(served, list) else served)
+
+
+#: The front end's joints that count.
+AROUND: dict[str, Callable] = {
+    "server engine": _start,
+    "offline engine": _start,
+    "output expected": _add_request,
+    "output": _process_outputs,
+}

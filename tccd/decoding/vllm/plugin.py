@@ -23,28 +23,21 @@ def register() -> None:
     """
     import vllm
 
-    from tccd.decoding.vllm import refusals
+    from tccd.decoding.vllm import guard, refusals
 
     if not banks.enabled():
         if refusals.is_tested(vllm.__version__):
-            _wrap_configuration()
+            guard.watch({"configuration": _create_engine_config})
         return
-    try:
-        refusals.check_version(vllm.__version__)
-        banks.loaded()
-    except TCCDError as error:
-        _stop(error)
-
-    from vllm.v1.core.sched.scheduler import Scheduler
 
     from tccd.decoding.vllm import admission, metrics, runners
 
-    admission.install()
-    metrics.install()
-    runners.install()
-    _wrap_configuration()
-    # The engine's own start is under way when it loads plugins, so its scheduler's is taken.
-    joints.wrap(Scheduler, "__init__", _start_scheduler)
+    try:
+        refusals.check_version(vllm.__version__)
+        banks.loaded()
+        joints.wrap(admission.AROUND | metrics.AROUND | runners.AROUND | AROUND)
+    except TCCDError as error:
+        _stop(error)
     joints.complete()
 
 
@@ -63,25 +56,20 @@ def check(config: Any) -> None:
     admission.set_vision_ids(vision_token_ids(config.model_config.hf_config))
 
 
-def _wrap_configuration() -> None:
-    from vllm.engine.arg_utils import EngineArgs
-
-    joints.wrap(EngineArgs, "create_engine_config", _create_engine_config)
-
-
 def _create_engine_config(original: Callable, arguments: Any, *args: Any, **kwargs: Any) -> Any:
     """The front end, before any other process starts."""
     from tccd.decoding.vllm import guard, promise
 
     config = original(arguments, *args, **kwargs)
-    if joints.installed():
-        try:
+    try:
+        if joints.installed():
             check(config)
-        except TCCDError as error:
-            _stop(error)
-        promise.make(config)
+            promise.make(config)
+        guard.install()
+    except TCCDError as error:
+        _stop(error)
+    if joints.installed():
         _announce()
-    guard.install()
     return config
 
 
@@ -91,6 +79,10 @@ def _start_scheduler(original: Callable, scheduler: Any, vllm_config: Any, *args
     promise.check(vllm_config)
     check(vllm_config)
     original(scheduler, vllm_config, *args, **kwargs)
+
+
+#: The engine's own start is under way when it loads plugins, so its scheduler's is taken.
+AROUND: dict[str, Callable] = {"configuration": _create_engine_config, "scheduler start": _start_scheduler}
 
 
 def _announce() -> None:

@@ -40,7 +40,7 @@ def receive(digests: dict[str, str]) -> Promise:
 
 def make(config: Any) -> None:
     """Write what this process loaded into an engine's configuration."""
-    config.additional_config = {**(config.additional_config or {}), KEY: Promise(banks.loaded().digests)}
+    joints.hand_down(config, KEY, Promise(banks.loaded().digests))
 
 
 def of(config: Any) -> Promise | None:

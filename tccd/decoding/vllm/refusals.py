@@ -14,6 +14,7 @@ from tccd.modality import vision_token_ids
 
 #: Releases of vLLM that the tests ran on, as (first, first that is too new).
 TESTED = ((0, 32), (0, 33))
+TESTED_RANGE = ">={},<{}".format(*(".".join(map(str, release)) for release in TESTED))
 _WITHOUT = "Start vLLM without TCCD_BANK to go without TCCD"
 
 
@@ -24,9 +25,8 @@ def check_version(found: str) -> None:
         ConfigError: it is not; names the range.
     """
     if not is_tested(found):
-        low, high = (".".join(map(str, v)) for v in TESTED)
         raise ConfigError(
-            f"TCCD was tested with vLLM >={low},<{high}, found {found}: install one of these. {_WITHOUT}"
+            f"TCCD was tested with vLLM {TESTED_RANGE}, found {found}: install one of these. {_WITHOUT}"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tccd.decoding.vllm import banks, joints
-from tccd.decoding.vllm.batch import Chunk, Plan, Request, plan
+from tccd.decoding.vllm.batch import Chunk, Plan, Tail, plan
 from tccd.decoding.vllm.settings import settings, tail_start
 from tccd.decoding.vllm.stream import ErasedStream
 from tccd.errors import TCCDError, UnsupportedModelError
@@ -29,14 +29,20 @@ class RunnerState:
 
     Args:
         runner: after `load_model`.
+
+    Attributes:
+        version: of the runner, "V1" or "V2".
+        stream: the second layers of its model.
+        tails: the text tail of each TCCD request that vLLM has not finished, by the request's id.
     """
 
     def __init__(self, runner: Any) -> None:
         config = runner.vllm_config
+        self.version = "V2" if _is_v2(runner) else "V1"
         self.banks = banks.loaded()
         self.vision_ids = vision_token_ids(config.model_config.hf_config)
         self.stream = ErasedStream(runner.model, config, self.banks, runner.device)
-        self.requests: dict[str, Request] = {}
+        self.tails: dict[str, Tail] = {}
         self.scheduled: Any = None
         self.plan: Plan | None = None
         self.block_table: Tensor | None = None
@@ -48,27 +54,27 @@ class RunnerState:
             TCCDError: a TCCD request without an image came past admission.
         """
         for name in scheduled.finished_req_ids:
-            self.requests.pop(name, None)
+            self.tails.pop(name, None)
         for new in scheduled.scheduled_new_reqs:
-            self.requests.pop(new.req_id, None)
+            self.tails.pop(new.req_id, None)
             found = settings(new.sampling_params.extra_args, self.banks) if new.sampling_params else None
             if found is None:
                 continue
-            tail = None if new.prompt_token_ids is None else tail_start(new.prompt_token_ids, self.vision_ids)
-            if tail is None:
+            start = None if new.prompt_token_ids is None else tail_start(new.prompt_token_ids, self.vision_ids)
+            if start is None:
                 raise TCCDError(
                     f"TCCD request {new.req_id} has no image in its prompt; admission should refuse it"
                 )
-            self.requests[new.req_id] = Request(found, tail, len(new.prompt_token_ids))
+            self.tails[new.req_id] = Tail(found, start, len(new.prompt_token_ids))
         for name in scheduled.scheduled_cached_reqs.resumed_req_ids:
-            if name in self.requests:
-                self.requests[name].started = False
+            if name in self.tails:
+                self.tails[name].started = False
         self.scheduled = scheduled
 
     @property
     def asked(self) -> bool:
         """Whether this step has a TCCD request."""
-        return any(name in self.requests for name in self.scheduled.num_scheduled_tokens)
+        return any(name in self.tails for name in self.scheduled.num_scheduled_tokens)
 
     def lay_out(self, names: list[str], starts: Any, computed: Any, groups: Any, block_table: Tensor) -> None:
         """Settle what the erased stream does in this step.
@@ -81,9 +87,9 @@ class RunnerState:
             block_table: blocks of every request, shape (requests or more, blocks).
         """
         chunks = [
-            Chunk(self.requests[name], i, int(starts[i]), int(starts[i + 1] - starts[i]), int(computed[i]))
+            Chunk(self.tails[name], i, int(starts[i]), int(starts[i + 1] - starts[i]), int(computed[i]))
             for i, name in enumerate(names)
-            if name in self.requests
+            if name in self.tails
         ]
         self.plan = plan(chunks, self.stream.block_size(groups)) if chunks else None
         self.block_table = block_table
@@ -101,30 +107,16 @@ class RunnerState:
 _states: weakref.WeakKeyDictionary[Any, RunnerState] = weakref.WeakKeyDictionary()
 
 
-def install() -> None:
-    """Wrap both runners' classes; a process that never loads a model is left as it is."""
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-    from vllm.v1.worker.gpu import model_runner as v2
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as V1
-
-    for runner in (V1, CPUModelRunner, v2.GPUModelRunner):
-        if "load_model" in vars(runner):
-            joints.wrap(runner, "load_model", _load_model)
-    for runner in (V1, v2.GPUModelRunner):
-        joints.wrap(runner, "execute_model", _execute_model)
-        joints.wrap(runner, "profile_run", _profile_run)
-        joints.wrap(runner, "reload_weights", _reload_weights)
-        joints.wrap(runner, "shutdown", _shutdown)
-    joints.wrap(V1, "_model_forward", _v1_forward)
-    joints.wrap(v2.GPUModelRunner, "prepare_attn", _v2_prepare_attn)
-    joints.wrap(v2, "dispatch_cg_and_sync_dp", _v2_dispatch)
+def running() -> list[RunnerState]:
+    """What this process runs: one state a loaded model."""
+    return list(_states.values())
 
 
 def _load_model(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(runner, *args, **kwargs)
     if runner not in _states:  # CPUModelRunner's own load_model may call the one it overrides
         _states[runner] = state = RunnerState(runner)
-        if _is_v2(runner):
+        if state.version == "V2":
             _v2_model(state, runner)
     return result
 
@@ -132,7 +124,7 @@ def _load_model(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> A
 def _v2_model(state: RunnerState, runner: Any) -> None:
     """V2 has no method around the model's call, so its model's own `forward` is wrapped."""
     model = runner.model
-    forward = model.forward
+    forward = joints.checked("model", model)
 
     @functools.wraps(forward)
     def model_forward(*args: Any, **kwargs: Any) -> Any:
@@ -140,7 +132,7 @@ def _v2_model(state: RunnerState, runner: Any) -> None:
             return forward(*args, **kwargs)
         return state.forward(runner.attn_groups, lambda: forward(*args, **kwargs))
 
-    model.forward = model_forward
+    joints.put("model", model, model_forward)
 
 
 def _profile_run(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -218,3 +210,16 @@ def _is_v2(runner: Any) -> bool:
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
     return isinstance(runner, GPUModelRunner)
+
+
+#: The joints of both runners; a process that never loads a model is left as it is.
+AROUND: dict[str, Callable] = {
+    **{f"{runner} load": _load_model for runner in ("V1", "CPU", "V2")},
+    **{f"{runner} execute": _execute_model for runner in ("V1", "V2")},
+    **{f"{runner} profile": _profile_run for runner in ("V1", "V2")},
+    **{f"{runner} reload": _reload_weights for runner in ("V1", "V2")},
+    **{f"{runner} shutdown": _shutdown for runner in ("V1", "V2")},
+    "V1 forward": _v1_forward,
+    "V2 layout": _v2_prepare_attn,
+    "V2 graph": _v2_dispatch,
+}

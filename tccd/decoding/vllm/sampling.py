@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import combine, contrast
+from tccd.decoding.vllm import joints
 from tccd.decoding.vllm.batch import Chunk
 from tccd.errors import TCCDError
 
@@ -18,10 +19,11 @@ from tccd.errors import TCCDError
 IMPLAUSIBLE = 1e4
 
 
-class Contrast:
-    """Contrasts the logits of the first `compute_logits` after a step with erased rows.
+class ContrastingHead:
+    """Stands where the model's `compute_logits` was.
 
-    Later calls of the step (prompt log-probabilities) are of the clean stream.
+    The first call after a step with erased rows is for the rows that a token is sampled from: their logits are
+    contrasted. Later calls of the step (prompt log-probabilities) are of the clean stream.
 
     Args:
         model: whose `compute_logits` maps post-norm states to logits.
@@ -32,23 +34,23 @@ class Contrast:
         head = getattr(language, "logits_processor", None)
         #: Soft-capped logits are not linear in the states: both streams then go through the head.
         self.linear = head is not None and getattr(head, "soft_cap", 0) is None
-        self._compute = model.compute_logits
-        self._pending: tuple[tuple[Chunk, ...], Tensor] | None = None
-        model.compute_logits = self  # an instance attribute: the class stays as it is
+        self._compute = joints.checked("logits", model)
+        self.pending: tuple[tuple[Chunk, ...], Tensor] | None = None
+        joints.put("logits", model, self)
 
     def expect(self, chunks: Sequence[Chunk], erased: Tensor) -> None:
         """Keep the erased stream's post-norm states for the next call, shape (requests, hidden)."""
-        if self._pending is not None:
+        if self.pending is not None:
             raise TCCDError("TCCD in vLLM: a step's logits were never computed; refusing to go on")
-        self._pending = tuple(chunks), erased
+        self.pending = tuple(chunks), erased
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         """Logits of the states, those of TCCD requests contrasted; shape (rows, vocabulary)."""
-        if self._pending is None:
+        if self.pending is None:
             return self._compute(hidden_states, *args, **kwargs)
-        (chunks, erased), self._pending = self._pending, None
+        (chunks, erased), self.pending = self.pending, None
         kept = [i for i, chunk in enumerate(chunks) if chunk.contrasts]
-        by_state = [i for i in kept if self.linear and not chunks[i].request.settings.config.needs_logits]
+        by_state = [i for i in kept if self.linear and not chunks[i].tail.settings.config.needs_logits]
         if by_state:
             at = [chunks[i].index for i in by_state]
             strength = torch.tensor([[chunks[i].strength] for i in by_state], device=erased.device)
@@ -67,7 +69,7 @@ class Contrast:
         clean, other = both[:rows].float(), both[rows:].float()
         for row, i in enumerate(by_logits):
             index = chunks[i].index
-            clean[index] = decided(clean[index], other[row], chunks[i].request.settings.config)
+            clean[index] = decided(clean[index], other[row], chunks[i].tail.settings.config)
         return clean
 
 

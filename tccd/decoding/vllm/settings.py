@@ -84,7 +84,7 @@ def asked(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def settings(extra_args: Mapping[str, Any] | None, banks: Banks) -> Settings | None:
-    """Settings of a request.
+    """Settings of a request; equal parameters are read once a process, whoever in it asks.
 
     Args:
         extra_args: `SamplingParams.extra_args`, or `vllm_xargs` of an HTTP request.
@@ -100,7 +100,21 @@ def settings(extra_args: Mapping[str, Any] | None, banks: Banks) -> Settings | N
     if not wanted:
         return None
     _check_keys(wanted)
-    values = {key.removeprefix(PREFIX): value for key, value in wanted.items()}
+    return read(tuple(sorted((key, type(value), value) for key, value in wanted.items())), banks)
+
+
+@lru_cache(maxsize=256)
+def read(asked: tuple[tuple[str, type, Any], ...], banks: Banks) -> Settings | None:
+    """Validate and remember; errors are not remembered.
+
+    Args:
+        asked: key, type and value of each parameter, by key: 1, 1.0 and True are equal, but not the same.
+        banks: what the operator loaded.
+
+    Raises:
+        ConfigError: a wrong value, or a bank or layer that isn't there.
+    """
+    values = {key.removeprefix(PREFIX): value for key, _, value in asked}
     name = values.pop("bank", banks.default)
     if name not in banks.names:
         raise ConfigError(f"tccd_bank is {quoted(name)}; this server has {', '.join(map(repr, banks.names))}")

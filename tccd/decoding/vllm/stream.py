@@ -7,7 +7,6 @@ runs vLLM's own code, compiled or in a CUDA graph, with nothing of ours on the m
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +24,11 @@ from vllm.v1.worker.utils import AttentionGroup
 
 from tccd.centroids.replacement import Centroids
 from tccd.decoder import ModelIdentity, embedding_fingerprint
+from tccd.decoding.vllm import joints
 from tccd.decoding.vllm.banks import Banks
 from tccd.decoding.vllm.batch import Plan
 from tccd.decoding.vllm.refusals import check_banks, identity
-from tccd.decoding.vllm.sampling import Contrast
+from tccd.decoding.vllm.sampling import ContrastingHead
 from tccd.errors import TCCDError, UnsupportedModelError
 
 SUFFIX = ".tccd"
@@ -36,8 +36,8 @@ _WITHOUT = "Start vLLM without TCCD_BANK to serve this model plainly"
 
 
 @dataclass
-class Step:
-    """One step's erased rows, as tensors.
+class ErasedRows:
+    """The rows that one forward runs a second time, erased, as tensors.
 
     Attributes:
         plan: which rows.
@@ -90,18 +90,19 @@ class ErasedStream:
         self.layers, self.norm = list(decoder.layers), decoder.norm
         check_banks(banks, _identity(vllm_config, decoder, len(self.layers)), loaded=True)
         self.first = banks.layers()[0]
-        self.contrast = Contrast(model, self.language)
+        self.head = ContrastingHead(model, self.language)
         self._group: AttentionGroup | None = None
         self._patches: list[tuple[nn.Module, Callable]] = []
-        self._step: Step | None = None
+        self._erased: ErasedRows | None = None
         self.seconds: dict[int, Attention] = {}
         for index, layer in enumerate(self.layers[self.first :], self.first):
-            _check_layer(layer, index)
-            self._patches.append((layer, self._layer(index, layer.forward)))
+            self._patches.append((layer, self._layer(index, joints.checked("layer", layer))))
             if index > self.first:
                 attention = _attention(layer, index)
                 self.seconds[index] = second = self._second(attention)
-                self._patches.append((attention, self._attention(attention, second, attention.forward)))
+                self._patches.append(
+                    (attention, self._attention(attention, second, joints.checked("attention", attention)))
+                )
 
     def _second(self, attention: Attention) -> Attention:
         config = self.vllm_config
@@ -126,7 +127,7 @@ class ErasedStream:
 
     # A step
 
-    def prepare(self, plan: Plan, block_table: Tensor) -> Step:
+    def prepare(self, plan: Plan, block_table: Tensor) -> ErasedRows:
         """The plan as tensors.
 
         Args:
@@ -135,7 +136,7 @@ class ErasedStream:
         """
         places: dict[tuple[str, int], tuple[list[int], list[float]]] = {}
         for chunk, begin, end in zip(plan.chunks, plan.offsets, plan.offsets[1:], strict=False):
-            settings = chunk.request.settings
+            settings = chunk.tail.settings
             rows, alphas = places.setdefault((settings.bank, settings.layer), ([], []))
             rows += range(begin, end)
             alphas += [settings.config.alpha_interp] * int(end - begin)
@@ -145,7 +146,7 @@ class ErasedStream:
             entry = self._bank(bank, layer), at, self._tensor(alphas, torch.float32)
             sites.setdefault(layer, []).append(entry)
         blocks = [block_table[index, :count] for index, count in plan.copies]
-        return Step(
+        return ErasedRows(
             plan=plan,
             rows=self._tensor(plan.rows, torch.int64),
             sites=sites,
@@ -162,58 +163,48 @@ class ErasedStream:
             groups: the runner's attention groups.
         """
         context = get_forward_context()
-        step = self.prepare(plan, block_table)
-        self._metadata(step, block_table, groups, context)
-        with self._switched_on(step, context):
+        erased = self.prepare(plan, block_table)
+        self._metadata(erased, block_table, groups, context)
+        with self._switched_on(erased, context):
             yield
         last = self._tensor(plan.last, torch.int64)
         # The fused norm writes into what it is given: these are copies.
-        normed, _ = self.norm(step.hidden[last], step.residual[last])
-        self.contrast.expect(plan.chunks, normed)
+        normed, _ = self.norm(erased.hidden[last], erased.residual[last])
+        self.head.expect(plan.chunks, normed)
         for chunk in plan.chunks:
-            chunk.request.started = True
+            chunk.tail.started = True
 
     @contextmanager
     def all_rows_erased(self) -> Iterator[None]:
         """Run every row of the forwards inside twice: the most memory that a step can take, for profiling."""
-        own = vars(self.model).get("forward")
         forward = self.model.forward
 
         def twice(*args: Any, **kwargs: Any) -> Any:
             positions = kwargs["positions"]
             rows = np.arange(positions.shape[-1])
             plan = Plan((), rows, np.array([0], dtype=np.int32), np.array([], dtype=np.int32), ())
-            with self._switched_on(Step(plan, self._tensor(rows, torch.int64), {}, None), get_forward_context()):
+            with self._switched_on(
+                ErasedRows(plan, self._tensor(rows, torch.int64), {}, None), get_forward_context()
+            ):
                 return forward(*args, **kwargs)
 
-        self.model.forward = twice
-        try:
+        with joints.forwards([(self.model, twice)]):
             yield
-        finally:
-            if own is None:
-                del self.model.forward
-            else:
-                self.model.forward = own
 
     @contextmanager
-    def _switched_on(self, step: Step, context: ForwardContext) -> Iterator[None]:
-        # The compiled model and its CUDA graphs know nothing of erased rows: this step runs the modules.
-        context.skip_compiled = True
-        context.cudagraph_runtime_mode = type(context.cudagraph_runtime_mode).NONE
-        self._step = step
-        for module, forward in self._patches:
-            module.forward = forward
+    def _switched_on(self, erased: ErasedRows, context: ForwardContext) -> Iterator[None]:
+        joints.run_uncompiled(context)
+        self._erased = erased
         try:
-            yield
+            with joints.forwards(self._patches):
+                yield
         finally:
-            for module, _ in self._patches:
-                del module.forward
-            self._step = None
+            self._erased = None
 
     def _metadata(
-        self, step: Step, block_table: Tensor, groups: list[list[AttentionGroup]], context: ForwardContext
+        self, erased: ErasedRows, block_table: Tensor, groups: list[list[AttentionGroup]], context: ForwardContext
     ) -> None:
-        plan = step.plan
+        plan = erased.plan
         if not self.seconds:
             return
         names = [second.layer_name for second in self.seconds.values()]
@@ -221,7 +212,7 @@ class ErasedStream:
         clean = names[0].removesuffix(SUFFIX)
         if not isinstance(context.attn_metadata, dict) or not isinstance(context.slot_mapping, dict):
             raise TCCDError("TCCD in vLLM: this step has no attention metadata by layer (microbatches?)")
-        slots = context.slot_mapping[clean][step.rows]
+        slots = context.slot_mapping[clean][erased.rows]
         offsets = torch.from_numpy(plan.offsets)
         lengths = torch.from_numpy(plan.lengths)
         counts = plan.offsets[1:] - plan.offsets[:-1]
@@ -236,7 +227,7 @@ class ErasedStream:
             max_seq_len=int(plan.lengths.max()),
             block_table_tensor=block_table[indices],
             slot_mapping=slots,
-            is_prefilling=torch.tensor([chunk.computed < chunk.request.prompt for chunk in plan.chunks]),
+            is_prefilling=torch.tensor([chunk.computed < chunk.tail.prompt for chunk in plan.chunks]),
             seq_lens_cpu_upper_bound=lengths,
         )
         metadata = group.build_metadata(common)
@@ -263,38 +254,37 @@ class ErasedStream:
 
     def _layer(self, index: int, forward: Callable) -> Callable:
         def first(positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **more: Any) -> Any:
-            step = self._step
-            assert step is not None
+            erased = self._erased
+            assert erased is not None
             hidden, residual = forward(positions, hidden_states, residual, **more)
-            step.hidden, step.residual = hidden[step.rows], residual[step.rows]
-            step.erase(index)
+            erased.hidden, erased.residual = hidden[erased.rows], residual[erased.rows]
+            erased.erase(index)
             return hidden, residual
 
         def above(positions: Tensor, hidden_states: Tensor, residual: Tensor, **more: Any) -> Any:
-            step = self._step
-            assert step is not None
+            erased = self._erased
+            assert erased is not None
             clean = len(hidden_states)
             hidden, residual = forward(
-                step.positions(positions),
-                torch.cat([hidden_states, step.hidden]),
-                torch.cat([residual, step.residual]),
+                erased.positions(positions),
+                torch.cat([hidden_states, erased.hidden]),
+                torch.cat([residual, erased.residual]),
                 **more,
             )
-            step.hidden, step.residual = hidden[clean:], residual[clean:]
-            step.erase(index)
+            erased.hidden, erased.residual = hidden[clean:], residual[clean:]
+            erased.erase(index)
             return hidden[:clean], residual[:clean]
 
         return first if index == self.first else above
 
     def _attention(self, attention: Attention, second: Attention, forward: Callable) -> Callable:
         def both(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            step = self._step
-            assert step is not None
-            erased = len(step.plan.rows)
-            clean = len(query) - erased
+            erased = self._erased
+            assert erased is not None
+            clean = len(query) - len(erased.plan.rows)
             output = forward(query[:clean], key[:clean], value[:clean])
-            if step.copies is not None:
-                second.kv_cache[step.copies] = attention.kv_cache[step.copies]
+            if erased.copies is not None:
+                second.kv_cache[erased.copies] = attention.kv_cache[erased.copies]
             return torch.cat([output, second(query[clean:], key[clean:], value[clean:])])
 
         return both
@@ -339,15 +329,6 @@ def _decoder(model: Any) -> tuple[Any, Any]:
     if missing:
         raise UnsupportedModelError(f"{name}: its decoder has no {', '.join(missing)}. {_WITHOUT}")
     return language, decoder
-
-
-def _check_layer(layer: nn.Module, index: int) -> None:
-    names = list(inspect.signature(layer.forward).parameters)
-    if names[:3] != ["positions", "hidden_states", "residual"]:
-        raise UnsupportedModelError(
-            f"decoder layer {index}, {type(layer).__name__}, takes {names}; TCCD was tested with layers that take "
-            f"(positions, hidden_states, residual). {_WITHOUT}"
-        )
 
 
 def _attention(layer: nn.Module, index: int) -> Attention:

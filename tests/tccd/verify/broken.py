@@ -38,17 +38,17 @@ def other_centroids() -> None:
 def neighbours_and_cache() -> None:
     """A step's logits reach the whole batch, and every TCCD request shares the erased states of the others."""
     from tccd.decoding.vllm import admission
-    from tccd.decoding.vllm.sampling import Contrast
+    from tccd.decoding.vllm.sampling import ContrastingHead
 
-    call = Contrast.__call__
+    call = ContrastingHead.__call__
 
     def spread(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        contrasts = self._pending is not None
+        contrasts = self.pending is not None
         logits = call(self, hidden, *args, **kwargs)
         return logits + logits.mean(0) if contrasts and len(hidden) > 1 else logits
 
     admission.cache_key = lambda found, tail: ""
-    Contrast.__call__ = spread  # type: ignore[method-assign]
+    ContrastingHead.__call__ = spread  # type: ignore[method-assign]
 
 
 def broken() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tccd.verify.engine import Reply, Request
+from tccd.verify.answering import Ask, Reply
+from tccd.verify.checking import Checked, Compared
 from tccd.verify.judge import Noise, compare, exactness, isolation
-from tccd.verify.reference import Checked, Step
 from tests.tccd.decoding.vllm.host import ROOT
 from tests.tccd.decoding.vllm.models import NAMES, save
 from tests.tccd.verify import broken
@@ -116,17 +116,17 @@ class TestEngines:
         assert done.stderr.strip().splitlines()[-1].startswith("tccd: can't load model")
 
 
-ON = Request("", [], (), {"tccd_alpha_cd": 1.0})
+ON = Ask("", [], (), {"tccd_alpha_cd": 1.0})
 HALF = Noise(typical=0.01, largest=0.1, tight=False)
 FP32 = Noise(typical=1e-6, largest=1e-5, tight=True)
 
 
 def checked(typical: float, broken: float = 1.0, largest: float = 0.2, equal: bool = True) -> Checked:
     kinds = {"no contrast": broken, "other centroids": broken}
-    return Checked([Step(largest, typical, equal, True, kinds)] * 3, True, 1.0)
+    return Checked([Compared(largest, typical, equal, True, kinds)] * 3, True, 1.0)
 
 
-PLAIN = [Step(0.1, 0.01, True, False)]
+PLAIN = [Compared(0.1, 0.01, True, False)]
 
 
 class TestRule:

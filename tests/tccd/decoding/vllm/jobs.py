@@ -128,13 +128,13 @@ def residue(llm: Any) -> dict[str, int]:
     """What our state in the runner holds between requests; nothing, after they are done."""
     from tccd.decoding.vllm import runners
 
-    (state,) = runners._states.values()
+    (state,) = runners.running()
     llm.generate([{"prompt": "w5 w6"}], _plain(), use_tqdm=False)  # the runner hears of the last ones
     decoder = state.stream.layers
     return {
-        "requests": len(state.requests),
+        "requests": len(state.tails),
         "forwards": sum("forward" in vars(m) for layer in decoder for m in layer.modules()),
-        "pending": int(state.stream.contrast._pending is not None),
+        "pending": int(state.stream.head.pending is not None),
     }
 
 
@@ -159,6 +159,16 @@ def from_file(llm: Any, body: dict[str, Any]) -> None:
 
     serving = BaseServing(OpenAIModelRegistry(llm.model_config, []), llm.model_config)
     asyncio.run(serving._check_model(ChatCompletionRequest.model_validate(body)))
+
+
+def reading(llm: Any, asks: list[Ask]) -> tuple[int, int]:
+    """How often this process validated a request's parameters to answer, and how often it remembered them."""
+    from tccd.decoding.vllm.settings import read
+
+    before = read.cache_info()
+    generate(llm, asks)
+    after = read.cache_info()
+    return after.misses - before.misses, after.hits - before.hits
 
 
 def metrics(llm: Any) -> dict[str, float]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tccd.decoding.config import TCCDConfig
-from tccd.decoding.vllm.batch import Chunk, Request, plan
+from tccd.decoding.vllm.batch import Chunk, Tail, plan
 from tccd.decoding.vllm.settings import Settings
 
 BLOCK = 4
@@ -23,7 +23,7 @@ class Simulated:
     prompt: int
     total: int
     computed: int
-    request: Request
+    kept: Tail
     erased: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -37,8 +37,8 @@ def requests(draw: st.DrawFn) -> Simulated:
     tail = draw(st.integers(1, prompt - 1))
     cached = draw(st.integers(0, (prompt - 1) // BLOCK)) * BLOCK
     config = TCCDConfig(layer=2, tokens=draw(st.sampled_from(["all", "first"])))
-    request = Request(Settings(config, "default"), tail, prompt)
-    simulated = Simulated(tail, prompt, prompt + draw(st.integers(1, 9)), cached, request)
+    kept = Tail(Settings(config, "default"), tail, prompt)
+    simulated = Simulated(tail, prompt, prompt + draw(st.integers(1, 9)), cached, kept)
     # A prefix-cache hit: blocks with a tail position come from a request that erased the same; others from
     # anybody, whose erased copies may hold nothing.
     for block in range(cached // BLOCK):
@@ -58,7 +58,7 @@ def test_every_erased_row_finds_its_whole_past(batch: list[Simulated], data: st.
                 continue
             most = left if s.computed < s.prompt else 1
             count = min(data.draw(st.integers(1, 12)), most)
-            chunks.append(Chunk(s.request, index, start, count, s.computed))
+            chunks.append(Chunk(s.kept, index, start, count, s.computed))
             start += count
         found = plan(chunks, BLOCK)
         erased_rows = set() if found is None else set(found.rows.tolist())
@@ -76,7 +76,7 @@ def test_every_erased_row_finds_its_whole_past(batch: list[Simulated], data: st.
             if chunk.end > s.tail:
                 expected = {p: "clean" if p < s.tail else "erased" for p in range(chunk.end)}
                 assert {p: s.erased.get(p) for p in range(chunk.end)} == expected
-                chunk.request.started = True
+                chunk.tail.started = True
             s.computed = chunk.end
         if found is not None:
             assert (np.diff(found.offsets) > 0).all()
@@ -89,9 +89,9 @@ def test_every_erased_row_finds_its_whole_past(batch: list[Simulated], data: st.
 
 @given(s=requests())
 def test_the_first_token_alone_is_contrasted_where_asked(s: Simulated) -> None:
-    first = Chunk(s.request, 0, 0, s.prompt - s.computed, s.computed)
-    later = Chunk(s.request, 0, 0, 1, s.prompt)
-    only_first = s.request.settings.config.tokens == "first"
+    first = Chunk(s.kept, 0, 0, s.prompt - s.computed, s.computed)
+    later = Chunk(s.kept, 0, 0, 1, s.prompt)
+    only_first = s.kept.settings.config.tokens == "first"
     assert first.contrasts
     assert later.contrasts == (not only_first)
     assert first.strength == 1.0
@@ -99,7 +99,7 @@ def test_the_first_token_alone_is_contrasted_where_asked(s: Simulated) -> None:
 
 
 def test_a_step_before_the_tail_has_no_plan() -> None:
-    request = Request(Settings(TCCDConfig(layer=2), "default"), tail=10, prompt=20)
-    assert plan([Chunk(request, 0, 0, 8, 0)], BLOCK) is None
-    assert plan([Chunk(request, 0, 0, 2, 8)], BLOCK) is None
-    assert plan([Chunk(request, 0, 0, 3, 8)], BLOCK) is not None
+    tail = Tail(Settings(TCCDConfig(layer=2), "default"), start=10, prompt=20)
+    assert plan([Chunk(tail, 0, 0, 8, 0)], BLOCK) is None
+    assert plan([Chunk(tail, 0, 0, 2, 8)], BLOCK) is None
+    assert plan([Chunk(tail, 0, 0, 3, 8)], BLOCK) is not None

@@ -217,6 +217,14 @@ def test_off_settings_are_plain_decoding(engine):
     assert np.array_equal(first.logprobs[0], second.logprobs[0])
 
 
+def test_parameters_are_read_once_a_process(engine):
+    asks = [engine.checkpoint.ask(94, extra=on(alpha_cd=alpha)) for alpha in (0.71, 0.71, 0.72)]
+    read, remembered = engine.host.run(jobs.reading, asks)
+    assert read == 2
+    assert remembered > 2 * len(asks)  # every place that asks, in front end, scheduler and runner
+    assert engine.host.run(jobs.reading, asks)[0] == 0
+
+
 def test_requests_and_tokens_are_counted(engine):
     before = engine.host.run(jobs.metrics)
     engine.host.run(jobs.generate, [engine.checkpoint.ask(96, extra=x, max_tokens=5) for x in (on(), None)])

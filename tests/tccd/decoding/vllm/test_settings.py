@@ -10,7 +10,7 @@ from tccd.decoder import ModelIdentity
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.vllm.banks import Banks, parse
 from tccd.decoding.vllm.sampling import decided
-from tccd.decoding.vllm.settings import settings, tail_start
+from tccd.decoding.vllm.settings import read, settings, tail_start
 from tccd.errors import BankError, ConfigError
 from tests.tccd.decoding.common import text_centroids
 
@@ -154,3 +154,19 @@ def test_one_class_satisfies_both_runners():
     logits = torch.zeros(1, 4)
     assert TCCDProcessor(None, None, False).apply(logits) is logits
     assert TCCDProcessor(None, None).apply(logits, None) is logits
+
+
+def test_equal_parameters_are_read_once_and_errors_each_time():
+    read.cache_clear()
+    for _ in range(3):
+        assert settings({"tccd_alpha_cd": 1.0, "tccd_beta": 0.1}, BANKS).config.alpha_cd == 1.0
+        assert settings({"tccd_beta": 0.1, "tccd_alpha_cd": 1.0}, BANKS).config.beta == 0.1
+    assert read.cache_info().misses == 1
+    with pytest.raises(ConfigError, match="alpha_cd is True"):  # equal to 1.0, and not the same
+        settings({"tccd_alpha_cd": True, "tccd_beta": 0.1}, BANKS)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="alpha_cd is -1"):
+            settings({"tccd_alpha_cd": -1}, BANKS)
+    assert read.cache_info().currsize == 1
+    assert settings({"tccd_alpha_cd": 1.0, "tccd_beta": 0.1, "other": [1]}, BANKS) is not None
+    assert read.cache_info().misses == 4

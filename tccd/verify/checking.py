@@ -17,16 +17,16 @@ from tccd.decoding.vllm.settings import PREFIX
 from tccd.inputs import encode
 from tccd.loading import Loaded, load_model
 from tccd.modality import vision_token_ids
-from tccd.verify.engine import Reply, Request
-from tccd.verify.requests import Prepared
+from tccd.verify.answering import Ask, Reply
+from tccd.verify.asks import Prepared
 
 #: Below it a log-probability is none: an implausible token's, which vLLM gets far below and transformers at -inf.
 NOTHING = -5000.0
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of a reply against transformers.
+class Compared:
+    """One generated token of a reply, compared with transformers.
 
     Attributes:
         largest: largest difference of a log-probability.
@@ -54,13 +54,13 @@ class Checked:
             computations need to agree.
     """
 
-    steps: list[Step]
+    steps: list[Compared]
     prompt_equal: bool
     gap: float
 
 
 def check(
-    model: str, prepared: Prepared, asked: Sequence[tuple[Request, Reply]], trust_remote_code: bool
+    model: str, prepared: Prepared, asked: Sequence[tuple[Ask, Reply]], trust_remote_code: bool
 ) -> list[Checked]:
     """Every reply against two whole forwards of transformers along the reply's own tokens.
 
@@ -74,7 +74,7 @@ def check(
 
 
 @torch.no_grad()
-def _check(loaded: Loaded, centroids: Tensor, layer: int, request: Request, reply: Reply) -> Checked:
+def _check(loaded: Loaded, centroids: Tensor, layer: int, request: Ask, reply: Reply) -> Checked:
     model, processor = loaded
     device = model.device
     inputs = encode(processor, [request.images], [request.prompt]).to(device, model.dtype)
@@ -92,7 +92,7 @@ def _check(loaded: Loaded, centroids: Tensor, layer: int, request: Request, repl
     ids = batch["input_ids"][0].tolist()
     tail = next((i + 1 for i in range(len(ids) - 1, -1, -1) if ids[i] in vision), len(ids))
 
-    def logits(erasure: Erasure | None = None, end: int | None = None) -> Tensor:
+    def logits(erasure: BruteForce | None = None, end: int | None = None) -> Tensor:
         handle = None
         if erasure is not None:
 
@@ -112,7 +112,9 @@ def _check(loaded: Loaded, centroids: Tensor, layer: int, request: Request, repl
     chosen = list(zip(reply.logprobs, tokens, strict=False))
     if request.extra is None:
         wanted = clean.log_softmax(-1)
-        return Checked([_step(top, wanted[i], token, False) for i, (top, token) in enumerate(chosen)], True, 1.0)
+        return Checked(
+            [_compared(top, wanted[i], token, False) for i, (top, token) in enumerate(chosen)], True, 1.0
+        )
     config = TCCDConfig(**{name.removeprefix(PREFIX): value for name, value in request.extra.items()})
 
     def decided(erased: Tensor) -> Tensor:
@@ -121,21 +123,21 @@ def _check(loaded: Loaded, centroids: Tensor, layer: int, request: Request, repl
             combined = torch.cat([combined[:1], clean[1:]])
         return combined.log_softmax(-1)
 
-    erasure = Erasure(centroids, config.alpha_interp)
+    erasure = BruteForce(centroids, config.alpha_interp)
     wanted = decided(logits(erasure))
     broken = {
         "no contrast": clean.log_softmax(-1),
-        "other centroids": decided(logits(Erasure(centroids, config.alpha_interp, shift=1))),
-        "generated tokens not erased": decided(logits(Erasure(centroids, config.alpha_interp), prompt)),
+        "other centroids": decided(logits(BruteForce(centroids, config.alpha_interp, shift=1))),
+        "generated tokens not erased": decided(logits(BruteForce(centroids, config.alpha_interp), prompt)),
     }
     steps = []
     for i, (top, token) in enumerate(chosen):
         contrasted = config.tokens == "all" or i == 0
-        steps.append(_step(top, wanted[i], token, contrasted, {name: b[i] for name, b in broken.items()}))
+        steps.append(_compared(top, wanted[i], token, contrasted, {name: b[i] for name, b in broken.items()}))
     return Checked(steps, True, erasure.gap)
 
 
-class Erasure:
+class BruteForce:
     """Replacement by definition: every distance, in fp64. Remembers the closest call between two centroids.
 
     Args:
@@ -169,11 +171,11 @@ def difference(found: Sequence[float], wanted: Sequence[float]) -> tuple[float, 
     return float(off.max()), float(off.median())
 
 
-def _step(
+def _compared(
     found: dict[int, float], wanted: Tensor, token: int, contrasted: bool, broken: dict[str, Tensor] | None = None
-) -> Step:
+) -> Compared:
     at = list(found)
     right = wanted[at].tolist()
     largest, typical = difference(list(found.values()), right)
     shown = {name: difference(other[at].tolist(), right)[1] for name, other in (broken or {}).items()}
-    return Step(largest, typical, int(wanted.argmax()) == token, contrasted, shown)
+    return Compared(largest, typical, int(wanted.argmax()) == token, contrasted, shown)

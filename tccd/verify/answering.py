@@ -15,8 +15,8 @@ TOP = 256
 
 
 @dataclass(frozen=True)
-class Request:
-    """One prompt, and what it asks of TCCD.
+class Ask:
+    """One request as verify makes it: a prompt, and what it asks of TCCD.
 
     Attributes:
         prompt: text, without image tokens or chat template.
@@ -73,9 +73,9 @@ class Trial:
 
 def trial(
     options: dict[str, Any],
-    requests: Sequence[Request],
-    variants: Sequence[Request],
-    timed: Sequence[Request],
+    requests: Sequence[Ask],
+    variants: Sequence[Ask],
+    timed: Sequence[Ask],
     tokens: int,
     rounds: int,
 ) -> Trial:
@@ -94,18 +94,18 @@ def trial(
     """
     from vllm import LLM
 
-    engine = Engine(LLM(**options), tokens)
-    about = engine.about()
+    instance = Instance(LLM(**options), tokens)
+    about = instance.about()
     plain = [replace(r, extra=None) for r in requests]
-    mixed, alone = engine.fresh(requests), [engine.fresh([r])[0] for r in requests]
-    fresh = [engine.fresh([v])[0] for v in variants]
-    engine.forget()
-    cached = [engine.generate([v])[0] for v in variants]
-    return Trial(about, mixed, alone, engine.fresh(plain), fresh, cached, engine.cost(timed, rounds))
+    mixed, alone = instance.fresh(requests), [instance.fresh([r])[0] for r in requests]
+    fresh = [instance.fresh([v])[0] for v in variants]
+    instance.forget()
+    cached = [instance.generate([v])[0] for v in variants]
+    return Trial(about, mixed, alone, instance.fresh(plain), fresh, cached, instance.cost(timed, rounds))
 
 
-class Engine:
-    """An engine in this process.
+class Instance:
+    """vLLM, started for one trial in this process.
 
     Args:
         llm: a `vllm.LLM`.
@@ -124,18 +124,18 @@ class Engine:
         """
         from tccd.decoding.vllm import runners
 
-        if len(runners._states) != 1:
+        if len(running := runners.running()) != 1:
             raise TCCDError(
                 "vLLM started without TCCD: tccd's entry point in vllm.general_plugins was not loaded. Install "
                 "tccd into this environment (pip install 'tccd[vllm]'); VLLM_PLUGINS must name it or be unset"
             )
-        ((runner, state),) = runners._states.items()
+        (state,) = running
         config = self.llm.llm_engine.vllm_config
         layers, second = len(state.stream.layers), state.stream.seconds
         blocks = int(config.cache_config.num_gpu_blocks)
         backend = next(iter(second.values())).attn_backend.get_name() if second else "none"
         return {
-            "runner": "V2" if runners._is_v2(runner) else "V1",
+            "runner": state.version,
             "attention_backend": str(backend),
             "cuda_graphs": getattr(config.compilation_config.cudagraph_mode, "name", "NONE"),
             "compilation": getattr(config.compilation_config.mode, "name", "NONE"),
@@ -158,19 +158,19 @@ class Engine:
             time.sleep(0.05)
         raise TCCDError("vLLM's prefix cache can't be emptied: blocks stay in use after their requests are done")
 
-    def fresh(self, requests: Sequence[Request]) -> list[Reply]:
+    def fresh(self, requests: Sequence[Ask]) -> list[Reply]:
         """`generate` with an empty prefix cache."""
         self.forget()
         return self.generate(requests)
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+    def generate(self, requests: Sequence[Ask]) -> list[Reply]:
         """Answer all at once, greedily."""
         outputs = self.llm.generate(
             [_prompt(r) for r in requests], [self._params(r, self.top) for r in requests], use_tqdm=False
         )
         return [_reply(output) for output in outputs]
 
-    def _params(self, request: Request, logprobs: int | None) -> Any:
+    def _params(self, request: Ask, logprobs: int | None) -> Any:
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -182,7 +182,7 @@ class Engine:
             extra_args=request.extra,
         )
 
-    def cost(self, requests: Sequence[Request], rounds: int) -> dict[str, dict[str, list[float]]]:
+    def cost(self, requests: Sequence[Ask], rounds: int) -> dict[str, dict[str, list[float]]]:
         """Seconds to all first tokens, and for each token after them, of batches with 0, 1 and all TCCD.
 
         The ways take turns, each round starting with another, so that a slow moment meets them all.
@@ -200,7 +200,7 @@ class Engine:
                         found[name][phase].append(value)
         return found
 
-    def _time(self, requests: Sequence[Request]) -> tuple[float, float]:
+    def _time(self, requests: Sequence[Ask]) -> tuple[float, float]:
         self.forget()
         engine = self.llm.llm_engine
         for request in requests:
@@ -250,7 +250,7 @@ def medians(cost: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, dict
     }
 
 
-def _prompt(request: Request) -> dict[str, Any]:
+def _prompt(request: Ask) -> dict[str, Any]:
     images = {"multi_modal_data": {"image": list(request.images)}} if request.images else {}
     return {"prompt_token_ids": list(request.ids), **images}
 

@@ -21,7 +21,7 @@ from tccd.decoding.vllm.settings import PREFIX
 from tccd.errors import ConfigError
 from tccd.inputs import encode, format_prompt
 from tccd.loading import Loaded, load_model
-from tccd.verify.engine import Request
+from tccd.verify.answering import Ask
 
 #: Centroids of a bank made here, and pictures whose text states they are.
 K, PICTURES = 16, 16
@@ -51,7 +51,7 @@ class Prepared:
         layer: decoder layer whose text centroids are used.
         k: their number.
         dtype: of the weights.
-        requests, variants, timed: see `engine.trial`.
+        requests, variants, timed: see `answering.trial`.
         longest: tokens of context that they may need.
     """
 
@@ -59,9 +59,9 @@ class Prepared:
     layer: int
     k: int
     dtype: str
-    requests: list[Request]
-    variants: list[Request]
-    timed: list[Request]
+    requests: list[Ask]
+    variants: list[Ask]
+    timed: list[Ask]
     longest: int
 
 
@@ -105,9 +105,9 @@ def prepare(
         raise ConfigError(f"{bank} has text centroids at layers {list(layers)}; asked for {layer}")
     on = {PREFIX + "layer": layer}
 
-    def request(prompt: str, images: tuple[Any, ...], asked: Mapping[str, Any] | None) -> Request:
+    def request(prompt: str, images: tuple[Any, ...], asked: Mapping[str, Any] | None) -> Ask:
         extra = None if asked is None else on | {PREFIX + name: value for name, value in asked.items()}
-        return Request(prompt, _ids(processor, prompt, len(images)), images, extra)
+        return Ask(prompt, _ids(processor, prompt, len(images)), images, extra)
 
     # Without a template nothing stands between two images, which not every model can tell apart then.
     several = 2 if getattr(processor, "chat_template", None) else 1

@@ -1,4 +1,4 @@
-"""Verify, step by step: each in a process of its own, so that the model is in memory once."""
+"""The stages of verify, each in a process of its own, so that the model is in memory once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rich.console import Console
 
 from tccd.decoding.vllm.banks import VARIABLE
 from tccd.errors import TCCDError
-from tccd.verify.engine import TOP, medians, on_gpu, trial
+from tccd.verify.answering import TOP, medians, on_gpu, trial
+from tccd.verify.asks import Prepared, prepare
+from tccd.verify.checking import check
 from tccd.verify.judge import judge
-from tccd.verify.reference import check
 from tccd.verify.report import Report
-from tccd.verify.requests import Prepared, prepare
 
 T = TypeVar("T")
 
