@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tccd.decoding.vllm import banks, joints
+from tccd.decoding.vllm import banks, objects
 from tccd.decoding.vllm.settings import Settings, settings, tail_start
 from tccd.errors import TCCDError
 
@@ -52,7 +52,7 @@ def _extra_keys(original: Callable, request: Any, start: int, end: int, mm_index
 
 def _of(request: Any) -> tuple[int, str] | None:
     """Where a scheduler's request has its tail, and its cache key; worked out once."""
-    key = joints.noted(request, _UNKNOWN)
+    key = objects.noted(request, _UNKNOWN)
     if key is not _UNKNOWN:
         return key
     params, key = request.sampling_params, None
@@ -62,7 +62,7 @@ def _of(request: Any) -> tuple[int, str] | None:
         if tail is None:  # unmarked blocks would pass plain states off as erased ones
             raise TCCDError(f"TCCD request {request.request_id} has no vision token among {list(_vision_ids)}")
         key = tail, cache_key(found, tail)
-    joints.note(request, key)
+    objects.note(request, key)
     return key
 
 

@@ -3,7 +3,8 @@
 vLLM has no interface for a second stream, so the plugin puts wrappers around functions of its classes, which call
 what was there. vLLM promises nobody that these functions stay. So each place says what shape it was written for,
 and where another shape is found the start fails in one line that names the place. What is done at a place is in
-the file that the table names; no file but this one sets an attribute of vLLM.
+the file that the table names. No file but this one, and `objects.py` for single models and requests, sets an
+attribute of vLLM.
 
 To follow a release: run `tests/tccd/decoding/vllm/test_joints.py`, mend what it names, run the engine tests, then
 widen `refusals.TESTED`.
@@ -14,14 +15,13 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from tccd.decoding.vllm.refusals import TESTED_RANGE
-from tccd.errors import ConfigError, UnsupportedModelError
+from tccd.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,8 @@ LOADED = (
     Joint("attention", "forward", "query, key, value, ...", "stream", "erased rows attend to the second cache"),
 )
 
-_BY_NAME = {joint.name: joint for joint in (*WRAPPED, *READ, *LOADED)}
+#: Every joint by its name.
+NAMED = {joint.name: joint for joint in (*WRAPPED, *READ, *LOADED)}
 _installed = False
 
 
@@ -291,7 +292,7 @@ def wrap(around: Mapping[str, Callable]) -> None:
     Raises:
         ConfigError: names each joint that does not fit, vLLM's release, and those that were tested.
     """
-    joints = [_BY_NAME[name] for name in around]
+    joints = [NAMED[name] for name in around]
     read = [joint for joint in READ if joint.file in {j.file for j in joints}]
     check((*joints, *read))
     for joint in joints:
@@ -333,76 +334,6 @@ def _put_around(owner: Any, name: str, around: Callable) -> None:
 
     wrapper.tccd = True  # type: ignore[attr-defined]
     setattr(owner, name, wrapper)
-
-
-# On one model and on single objects
-
-
-def checked(name: str, module: Any) -> Callable:
-    """A loaded module's method, if it has the shape of its joint.
-
-    Raises:
-        UnsupportedModelError: it has not; names both shapes.
-    """
-    joint = _BY_NAME[name]
-    function = getattr(module, joint.attribute, None)
-    said = "is not there" if function is None else joint.misfit(function)
-    if said:
-        raise UnsupportedModelError(
-            f"{type(module).__name__}.{joint.attribute} (joint {name!r}) {said}. Start vLLM without TCCD_BANK to "
-            "serve this model plainly"
-        )
-    assert function is not None
-    return function
-
-
-def put(name: str, module: Any, function: Callable) -> None:
-    """Let a loaded module's method be another one from now on; its class stays as it is."""
-    setattr(module, _BY_NAME[name].attribute, function)
-
-
-@contextmanager
-def forwards(of: Sequence[tuple[Any, Callable]]) -> Iterator[None]:
-    """Let modules' `forward` be others for as long as the block runs.
-
-    Args:
-        of: (module, function).
-    """
-    own = [(module, vars(module).get("forward")) for module, _ in of]
-    for module, function in of:
-        module.forward = function
-    try:
-        yield
-    finally:
-        for module, before in own:
-            if before is None:
-                del module.forward
-            else:
-                module.forward = before
-
-
-def run_uncompiled(context: Any) -> None:
-    """Let the forward of a context call the model's modules one by one.
-
-    The compiled model and its CUDA graphs have no place for erased rows.
-    """
-    context.skip_compiled = True
-    context.cudagraph_runtime_mode = type(context.cudagraph_runtime_mode).NONE
-
-
-def hand_down(config: Any, key: str, value: Any) -> None:
-    """Write into an engine's configuration something that vLLM hands to each of its processes."""
-    config.additional_config = {**(config.additional_config or {}), key: value}
-
-
-def note(thing: Any, value: Any) -> None:
-    """Remember something of ours on an object of vLLM's, for as long as that lives."""
-    thing.tccd = value
-
-
-def noted(thing: Any, otherwise: Any = None) -> Any:
-    """What `note` remembered."""
-    return getattr(thing, "tccd", otherwise)
 
 
 def installed() -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from tccd.decoding.vllm import banks, joints
+from tccd.decoding.vllm import banks, objects
 from tccd.decoding.vllm.settings import settings
 
 
@@ -29,7 +29,7 @@ def _add_request(original: Callable, processor: Any, request: Any, *args: Any, *
     result = original(processor, request, *args, **kwargs)
     params = request.sampling_params
     if params is not None and settings(params.extra_args, banks.loaded()) is not None:
-        joints.note(processor.request_states[request.request_id], True)
+        objects.note(processor.request_states[request.request_id], True)
     return result
 
 
@@ -37,10 +37,10 @@ def _process_outputs(original: Callable, processor: Any, outputs: Any, *args: An
     tokens = 0
     for output in outputs:
         state = processor.request_states.get(output.request_id)
-        if joints.noted(state):
+        if objects.noted(state):
             tokens += len(output.new_token_ids)
     if tokens:
-        _counters()[1].labels(joints.noted(processor, "")).inc(tokens)
+        _counters()[1].labels(objects.noted(processor, "")).inc(tokens)
     return original(processor, outputs, *args, **kwargs)
 
 
@@ -48,7 +48,7 @@ def _start(original: Callable, engine: Any, vllm_config: Any, *args: Any, **kwar
     """Tell an engine's output processor the model's name, which labels the counters; they begin at 0."""
     original(engine, vllm_config, *args, **kwargs)
     name = _name(vllm_config.model_config.served_model_name)
-    joints.note(engine.output_processor, name)
+    objects.note(engine.output_processor, name)
     for counter in _counters():
         counter.labels(name)
 

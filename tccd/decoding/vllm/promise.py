@@ -11,7 +11,7 @@ import os
 from importlib.metadata import entry_points
 from typing import Any
 
-from tccd.decoding.vllm import banks, joints
+from tccd.decoding.vllm import banks, joints, objects
 from tccd.errors import BankMismatchError, ConfigError
 
 KEY = "tccd"
@@ -40,7 +40,7 @@ def receive(digests: dict[str, str]) -> Promise:
 
 def make(config: Any) -> None:
     """Write what this process loaded into an engine's configuration."""
-    joints.hand_down(config, KEY, Promise(banks.loaded().digests))
+    objects.hand_down(config, KEY, Promise(banks.loaded().digests))
 
 
 def of(config: Any) -> Promise | None:

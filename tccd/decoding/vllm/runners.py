@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tccd.decoding.vllm import banks, joints
+from tccd.decoding.vllm import banks, objects
 from tccd.decoding.vllm.batch import Chunk, Plan, Tail, plan
 from tccd.decoding.vllm.settings import settings, tail_start
 from tccd.decoding.vllm.stream import ErasedStream
@@ -124,7 +124,7 @@ def _load_model(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> A
 def _v2_model(state: RunnerState, runner: Any) -> None:
     """V2 has no method around the model's call, so its model's own `forward` is wrapped."""
     model = runner.model
-    forward = joints.checked("model", model)
+    forward = objects.checked("model", model)
 
     @functools.wraps(forward)
     def model_forward(*args: Any, **kwargs: Any) -> Any:
@@ -132,7 +132,7 @@ def _v2_model(state: RunnerState, runner: Any) -> None:
             return forward(*args, **kwargs)
         return state.forward(runner.attn_groups, lambda: forward(*args, **kwargs))
 
-    joints.put("model", model, model_forward)
+    objects.put("model", model, model_forward)
 
 
 def _profile_run(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import combine, contrast
-from tccd.decoding.vllm import joints
+from tccd.decoding.vllm import objects
 from tccd.decoding.vllm.batch import Chunk
 from tccd.errors import TCCDError
 
@@ -34,9 +34,9 @@ class ContrastingHead:
         head = getattr(language, "logits_processor", None)
         #: Soft-capped logits are not linear in the states: both streams then go through the head.
         self.linear = head is not None and getattr(head, "soft_cap", 0) is None
-        self._compute = joints.checked("logits", model)
+        self._compute = objects.checked("logits", model)
         self.pending: tuple[tuple[Chunk, ...], Tensor] | None = None
-        joints.put("logits", model, self)
+        objects.put("logits", model, self)
 
     def expect(self, chunks: Sequence[Chunk], erased: Tensor) -> None:
         """Keep the erased stream's post-norm states for the next call, shape (requests, hidden)."""

@@ -24,7 +24,7 @@ from vllm.v1.worker.utils import AttentionGroup
 
 from tccd.centroids.replacement import Centroids
 from tccd.decoder import ModelIdentity, embedding_fingerprint
-from tccd.decoding.vllm import joints
+from tccd.decoding.vllm import objects
 from tccd.decoding.vllm.banks import Banks
 from tccd.decoding.vllm.batch import Plan
 from tccd.decoding.vllm.refusals import check_banks, identity
@@ -96,12 +96,12 @@ class ErasedStream:
         self._erased: ErasedRows | None = None
         self.seconds: dict[int, Attention] = {}
         for index, layer in enumerate(self.layers[self.first :], self.first):
-            self._patches.append((layer, self._layer(index, joints.checked("layer", layer))))
+            self._patches.append((layer, self._layer(index, objects.checked("layer", layer))))
             if index > self.first:
                 attention = _attention(layer, index)
                 self.seconds[index] = second = self._second(attention)
                 self._patches.append(
-                    (attention, self._attention(attention, second, joints.checked("attention", attention)))
+                    (attention, self._attention(attention, second, objects.checked("attention", attention)))
                 )
 
     def _second(self, attention: Attention) -> Attention:
@@ -188,15 +188,15 @@ class ErasedStream:
             ):
                 return forward(*args, **kwargs)
 
-        with joints.forwards([(self.model, twice)]):
+        with objects.forwards([(self.model, twice)]):
             yield
 
     @contextmanager
     def _switched_on(self, erased: ErasedRows, context: ForwardContext) -> Iterator[None]:
-        joints.run_uncompiled(context)
+        objects.run_uncompiled(context)
         self._erased = erased
         try:
-            with joints.forwards(self._patches):
+            with objects.forwards(self._patches):
                 yield
         finally:
             self._erased = None
