@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -82,7 +82,8 @@ def typed(kind: type[_T], values: dict[str, Any]) -> _T:
     Raises:
         TypeError: a field is unknown, lacks, or is of another type.
     """
-    for name, expected in get_type_hints(kind).items():
+    for name, hint in get_type_hints(kind).items():
+        expected = get_origin(hint) if get_origin(hint) in (dict, list) else hint
         value = values.get(name)
         number = isinstance(value, int) and not isinstance(value, bool)
         wrong = not isinstance(value, expected) or isinstance(value, bool)
