@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from probes.report import charts, parts, prose
@@ -85,6 +86,7 @@ def load_templates() -> None:
         environment.get_template(name)
 
 
+@cache  # reading the templates takes longer than filling them
 def _environment() -> Any:
     jinja2 = require("jinja2", "report")
     markup = require("markupsafe", "report").Markup
