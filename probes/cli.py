@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,9 @@ from tccd.cli.options import (
     parse_segments,
 )
 from tccd.errors import ConfigError, WriteError
+
+if TYPE_CHECKING:
+    from tccd.data import Samples
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.command()(advise)
@@ -230,15 +233,11 @@ def replacement(
             "model": model,
             "revision": revision,
             "bank": [str(file) for file in bank],
-            "data": samples.source,
-            "split": samples.split,
-            "data_revision": samples.revision,
             "limit": limit,
             "prompt": prompt,
-            "device": str(loaded.model.device),
-            "dtype": str(loaded.model.dtype),
             "batch_size": batch_size,
         }
+        result["config"] |= _ran_on(samples, loaded.model)
         files = write_report(result, out, held=True)
         discard(out / FOLDER)
     _tell(result, files, as_json)
@@ -253,6 +252,17 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"--out {out} is a file; expected a folder for report.json and report.html")
     check_tools()
     check_writable(out / JSON)
+
+
+def _ran_on(samples: Samples, model: Any) -> dict[str, Any]:
+    """What was settled of the data, and where the model ran."""
+    return {
+        "data": samples.source,
+        "split": samples.split,
+        "data_revision": samples.revision,
+        "device": str(model.device),
+        "dtype": str(model.dtype),
+    }
 
 
 def _tell(result: Mapping[str, Any], files: Sequence[Path], as_json: bool) -> None:
