@@ -180,8 +180,7 @@ def replacement(
         --data questions.jsonl --layers text=12,vision=16 \\
         --alphas 0,0.2,0.4 --alpha-cd 0.5,1,2 --controls --out report --json
     """
-    choice = parse_layers("all" if layers is None else layers)
-    columns = parse_columns(column)
+    choice, columns = parse_layers("all" if layers is None else layers), parse_columns(column)
     _check_out(out)
 
     from probes.asking.journal import FOLDER, discard
