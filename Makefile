@@ -29,7 +29,8 @@ test: $(TEST)/.installed
 # under another Python, where its torch is to be had.
 test-fast: $(FAST)/.installed
 	$(FAST)/bin/python -m pytest -m "not slow and not vllm and not browser" tests/tccd/engine tests/tccd/decoding \
-		--ignore tests/tccd/decoding/vllm tests/tccd/test_decoder.py tests/tccd/test_modality.py $(ARGS)
+		--ignore tests/tccd/decoding/vllm --ignore tests/tccd/decoding/test_real_models.py \
+		tests/tccd/test_decoder.py tests/tccd/test_modality.py $(ARGS)
 
 test-lowest:
 	$(MAKE) --no-print-directory test-fast TRANSFORMERS="$(LOWEST)"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor, TextIteratorStreamer, TextStreamer
 from transformers.cache_utils import DynamicCache
 
@@ -19,6 +20,7 @@ from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens, tex
 from tests.tiny import Row, cached_tiny, inputs, tiny
 
 LAYER = 1
+RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
 class OracleProcessor(LogitsProcessor):
@@ -91,6 +93,8 @@ def test_modes_equal_the_oracle(mode, door):
 @pytest.mark.parametrize("window", [4, 64])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_sliding_caches(cache, window, rows):
+    if cache == "static" and window == 4 and RELEASE < (5, 17):
+        pytest.skip("transformers 5.16 itself fails with a static cache shorter than the prompt")
     model = tiny("gemma3", window=window)
     assert_same(*both(model, inputs("gemma3", rows), cache_implementation=cache))
 
@@ -102,6 +106,7 @@ def test_prompt_lookup(door):
     assert_same(*both(model, batch, door, prompt_lookup_num_tokens=3))
 
 
+@pytest.mark.skipif(RELEASE < (5, 18), reason="transformers below 5.18 itself hands the assistant the pixels")
 def test_assisted_decoding():
     model, assistant = cached_tiny("llava"), _text_model(cached_tiny("llava"))
     batch = inputs("llava", SINGLE)
