@@ -4,8 +4,8 @@ One random-weight Qwen2.5-VL, one process, two engines on it: one started before
 take turns. Prefill is the CPU time of the engine's steps up to the first token of every request, decode the mean
 step after them. The front end (tokenizer, image processor) is outside both; images keep their encoder outputs.
 
-Ratios are over the plugin's own engine without a TCCD request. Those over the vanilla engine stand beside them: two
-engines that run the same code can differ by more than TCCD costs.
+Ratios are over the plugin's own engine without a TCCD request. Those over the vanilla engine stand beside them:
+two engines that run the same code can differ by more than TCCD costs.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from probes.asking.forward import encode_samples, run_streams
 from probes.asking.journal import Journal, open_journal
 from probes.asking.scoring import describe as describe_scoring
 from probes.asking.scoring import longest, targets
+from probes.pairing import choose_pair
 from probes.replacement.examples import flips
-from probes.replacement.grid import Cell, Design, Grid, design, opposite
+from probes.replacement.grid import Cell, Design, Grid, design
 from probes.replacement.overlap import data_block, seen_pictures
 from probes.report.envelope import envelope
 from probes.statistics.bootstrap import paired_bootstrap_ratio
@@ -193,22 +194,9 @@ def _rows(name: str, found: Design, answers: Answers) -> dict[str, list[dict[str
 
 
 def _headline(found: Design) -> tuple[int, int] | None:
-    """Numbers of the text and the vision cell whose costs are compared: the middle pair of the first bank, of the
-    lowest alpha and the first segments. Chosen by position and not by outcome.
-    """
-    lowest = min(cell.alpha_interp for cell in found.cells)
-    first = {cell.modality: cell.segment for cell in reversed(found.cells)}
-    bank = found.cells[0].bank
-    chosen = [
-        i
-        for i, cell in enumerate(found.cells)
-        if (cell.bank, cell.alpha_interp, cell.segment) == (bank, lowest, first[cell.modality])
-    ]
-    pairs = opposite([found.cells[i] for i in chosen])
-    if not pairs:
-        return None
-    text, vision = pairs[len(pairs) // 2]
-    return chosen[text], chosen[vision]
+    """Numbers of the text and the vision cell whose costs are compared."""
+    pair = choose_pair([asdict(cell) for cell in found.cells]).pair
+    return (pair["text"], pair["vision"]) if len(pair) == 2 else None
 
 
 def ratio(name: str, found: Design, answers: Answers) -> dict[str, Any]:

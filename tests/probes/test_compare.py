@@ -197,7 +197,7 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, reports):
         (("one",), 2, "at least two"),
         (("one", "old"), 2, "expected 'tccd-report/2'"),
         (("one", "torn"), 1, "is not JSON"),
-        (("one", "nowhere"), 1, "No such file"),
+        (("one", "nowhere"), 1, "no such file"),
         (("one", "one/report.json"), 1, "both report the model competing"),
     ):
         found = command(*(tmp_path / arg for arg in args), "--out", tmp_path / "out")

@@ -1,4 +1,14 @@
-"""Requests that vLLM has rendered: those without an image are refused, and cached states are told apart."""
+"""Rendered requests: those without an image are refused, and cached blocks of erased states are told from others.
+
+vLLM cuts a prompt into blocks and keeps their keys and values. A block is found again by a hash of its tokens,
+of all before it, and of "extra keys", such as an image's hash. Both streams use one block table, so a block that
+is found brings along what the second caches hold for it. There it matters what the tail was erased with. So
+blocks with a token of a TCCD request's tail get an extra key more: centroids, layer, `alpha_interp` and where
+the tail starts. Blocks before the tail are the same in both streams: they keep vLLM's hash, and are shared with
+plain requests.
+
+What only the rule needs (`alpha_cd`, `beta`, gate) is not part of the key, since no cached state depends on it.
+"""
 
 from __future__ import annotations
 

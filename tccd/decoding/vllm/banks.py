@@ -1,4 +1,8 @@
-"""The operator's banks: `TCCD_BANK`, read once a process."""
+"""The operator's banks: `TCCD_BANK`, read once a process.
+
+A digest of the centroids stands for them where processes compare their banks, and in the hashes of cached
+blocks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Which rows of a batch the erased stream runs, and what it has to copy first: arithmetic on token counts."""
+"""Which rows of a batch the erased stream runs, and what it has to copy first: arithmetic on token counts.
+
+In one step vLLM runs some tokens of every request in the batch, one row each, those of a request side by side: a
+part of a prompt (chunked prefill), or one new token. Of a TCCD request the rows in its tail run a second time,
+erased. An erased row attends to its whole past in the second cache: erased tail rows of earlier steps, and
+before them the prefix, which is the same in both streams. The prefix is never run twice. Its blocks are copied
+from the first cache when the first erased row comes.
+
+Nothing here knows tensors of vLLM, so a simulation of two caches tests it position by position.
+"""
 
 from __future__ import annotations
 

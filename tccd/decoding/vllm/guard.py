@@ -1,6 +1,12 @@
 """The front end, with a bank or without: a TCCD request that can't be decoded is refused before it is rendered.
 
-Rendering notes a prompt's images as sent to the engine; a request that is refused after it would leave them noted.
+vLLM renders a prompt (chat template, tokens, image processor), then hands it to the engine. While it renders, it
+notes the images as sent, since the engine keeps them and need not get them twice. A request that is refused
+later would leave its images noted but never sent, and the next request with the same image would fail. So
+parameters are checked before the rendering, in each way by which requests come in, and where a refusal needs the
+rendered prompt its images are forgotten again.
+
+The guard is there without a bank too: `tccd_*` keys at an engine that would ignore them are an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""TCCD requests and tokens, beside vLLM's own metrics at `/metrics`."""
+"""TCCD requests and tokens, beside vLLM's own metrics at `/metrics`.
+
+vLLM's front end registers each request with an output processor, and hands it every step's tokens. A TCCD
+request is noted as it is registered, and its tokens are counted as they come. The counters are in Prometheus'
+own registry, which `/metrics` shows. Nothing of vLLM's is counted otherwise.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""What stops the engine before it loads: untested configurations, other releases, banks of another model."""
+"""What stops the engine before it loads: untested configurations, other releases, banks of another model.
+
+Each of vLLM's features that changes how rows, caches or logits come about (parallelism, speculation, other
+attention) might leave the erased stream silently wrong. So what was not tested is refused, by name, all of it in
+one message.
+"""
 
 from __future__ import annotations
 

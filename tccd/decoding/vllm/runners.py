@@ -1,7 +1,15 @@
 """Where the erased stream meets vLLM's two model runners: thin adapters around one core.
 
-V1 runs on CPUs and some GPUs, V2 is the default on CUDA. Both call `model(...)` inside a forward context with
-attention metadata and slots by layer; they differ in how a batch is laid out and when it is settled.
+V1 runs on CPUs and some GPUs, V2 is the default on CUDA. Each step the scheduler tells the runner which requests
+run, and how many tokens of each (`execute_model`). The runner lays out the batch, sets a forward context with
+attention metadata and cache slots by layer, and calls the model. Here
+
+- `execute_model` keeps a `Tail` for each TCCD request that comes, and drops it when the request is done;
+- once the batch is laid out, a `Plan` is made of the tails in it;
+- around the model's call the erased stream is switched on, where there is a plan.
+
+V1 and V2 differ in where a batch is laid out and in what is around the model's call. A step without a TCCD
+request passes through untouched.
 """
 
 from __future__ import annotations

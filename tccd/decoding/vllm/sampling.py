@@ -1,4 +1,12 @@
-"""From two streams to the logits that vLLM samples from."""
+"""From two streams to the logits that vLLM samples from.
+
+After the model vLLM takes the post-norm states of the rows that a token is sampled from and calls the model's
+`compute_logits`; what comes back goes through penalties, grammars and sampling. `ContrastingHead` stands in the
+place of `compute_logits`, so that all of these see contrasted logits. Rows of plain requests pass unchanged.
+
+Where the rule is linear the two states are combined and the head runs once. Otherwise it runs on both, in one
+call.
+"""
 
 from __future__ import annotations
 

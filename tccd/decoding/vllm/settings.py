@@ -1,4 +1,9 @@
-"""What a request asks for: `tccd_*` keys of its extra arguments -> validated settings."""
+"""What a request asks for: `tccd_*` keys of its extra arguments -> validated settings.
+
+vLLM hands `SamplingParams.extra_args` (`vllm_xargs` over HTTP) through all its processes and looks at none of
+them. So front end, scheduler and runner each read a request's settings from there. `read` remembers what equal
+parameters mean, so each process validates them once.
+"""
 
 from __future__ import annotations
 

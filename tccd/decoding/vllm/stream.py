@@ -1,8 +1,17 @@
 """The erased stream inside a model that vLLM loaded: tail rows ride behind the clean ones above the bank's layer.
 
-Above the lowest bank layer every attention layer has a second one, with its own keys and values over the same
-block table. A step with a TCCD request runs its tail rows twice in the same matrix products; a step without one
-runs vLLM's own code, compiled or in a CUDA graph, with nothing of ours on the model.
+Above the lowest bank layer each attention layer gets a second one with keys and values of its own. vLLM sees it
+as one more layer of the model, gives it a cache of the same shape over the same block table, and so its
+bookkeeping (paging, preemption, prefix caching) serves both.
+
+In a step with erased rows the layers' `forward` is replaced for as long as the model runs. The bank's layer
+copies the tail rows and erases them. Each layer above takes `[clean | erased]` rows in one call: norms,
+projections and MLP don't look at other rows, so their weights are read once. Attention alone is split: clean
+rows go to the first cache, erased ones to the second. The states of the clean rows are those that vLLM would
+have computed.
+
+A compiled model and its CUDA graphs have no place for more rows: such a step runs the same modules one by one. A
+step without a TCCD request runs vLLM's own code, compiled or in a CUDA graph, with nothing of ours on the model.
 """
 
 from __future__ import annotations
