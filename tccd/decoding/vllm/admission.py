@@ -51,7 +51,7 @@ def cache_key(found: Settings, tail: int) -> str:
     return f"{digest}:{found.layer}:{found.config.alpha_interp!r}:{tail}"
 
 
-def _extra_keys(original: Callable, request: Any, start: int, end: int, mm_index: int) -> Any:
+def _extra_keys(original: Callable[..., Any], request: Any, start: int, end: int, mm_index: int) -> Any:
     """Blocks with a text-tail token of a TCCD request hash to their own; those before it are everybody's."""
     keys, following = original(request, start, end, mm_index)
     key = _of(request)
@@ -86,4 +86,4 @@ def set_vision_ids(ids: tuple[int, ...]) -> None:
 
 
 #: The scheduler's joints.
-AROUND: dict[str, Callable] = {"block hash": _extra_keys, "block hash, imported": _extra_keys}
+AROUND: dict[str, Callable[..., Any]] = {"block hash": _extra_keys, "block hash, imported": _extra_keys}

@@ -29,7 +29,7 @@ def install() -> None:
     watch(AROUND)
 
 
-def watch(around: Mapping[str, Callable]) -> None:
+def watch(around: Mapping[str, Callable[..., Any]]) -> None:
     """`joints.wrap`; without a bank a vLLM that does not fit is left as it is, with a warning.
 
     Raises:
@@ -78,7 +78,13 @@ def wanted(extra_args: dict[str, Any] | None) -> Settings | None:
 
 
 def _process_inputs(
-    original: Callable, processor: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    original: Callable[..., Any],
+    processor: Any,
+    request_id: str,
+    prompt: Any,
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     extra = getattr(params, "extra_args", None)
     if not asked(extra):
@@ -96,14 +102,16 @@ def _process_inputs(
     return request
 
 
-def _render_and_add_requests(original: Callable, llm: Any, prompts: Any, params: Any, **kwargs: Any) -> Any:
+def _render_and_add_requests(
+    original: Callable[..., Any], llm: Any, prompts: Any, params: Any, **kwargs: Any
+) -> Any:
     """`prompts` renders as it is read: all parameters are checked first."""
     for one in params:
         wanted(getattr(one, "extra_args", None))
     return original(llm, prompts, params, **kwargs)
 
 
-async def _check_model(original: Callable, serving: Any, request: Any) -> Any:
+async def _check_model(original: Callable[..., Any], serving: Any, request: Any) -> Any:
     """A request that comes by a file and not by HTTP has passed no door."""
     from vllm.exceptions import VLLMValidationError
 
@@ -116,7 +124,7 @@ async def _check_model(original: Callable, serving: Any, request: Any) -> Any:
     return await original(serving, request)
 
 
-def _init_middleware(original: Callable, args: Any, app: Any, *more: Any, **kwargs: Any) -> Any:
+def _init_middleware(original: Callable[..., Any], args: Any, app: Any, *more: Any, **kwargs: Any) -> Any:
     app.add_middleware(http.Door, wanted=settled)  # the first one added is the innermost: behind the API key
     return original(args, app, *more, **kwargs)
 
@@ -136,7 +144,7 @@ def _forget_images(cache: Any, prompt: Any, request: Any) -> None:
 
 
 #: The front end's joints that refuse.
-AROUND: dict[str, Callable] = {
+AROUND: dict[str, Callable[..., Any]] = {
     "request in": _process_inputs,
     "prompts in": _render_and_add_requests,
     "line in": _check_model,

@@ -280,7 +280,7 @@ NAMED = {joint.name: joint for joint in (*WRAPPED, *READ, *LOADED)}
 _installed = False
 
 
-def wrap(around: Mapping[str, Callable]) -> None:
+def wrap(around: Mapping[str, Callable[..., Any]]) -> None:
     """Put functions around vLLM's: all of them, or none where one place has another shape than it was written for.
 
     What their files only read is checked too. A second call changes nothing.
@@ -323,7 +323,7 @@ def _misfit(joint: Joint) -> str | None:
     return joint.misfit(found)
 
 
-def _put_around(owner: Any, name: str, around: Callable) -> None:
+def _put_around(owner: Any, name: str, around: Callable[..., Any]) -> None:
     original = vars(owner)[name]
     if getattr(original, "tccd", False):
         return

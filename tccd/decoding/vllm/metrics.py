@@ -30,7 +30,7 @@ def admitted(model_name: Any) -> None:
     _counters()[0].labels(_name(model_name)).inc()
 
 
-def _add_request(original: Callable, processor: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+def _add_request(original: Callable[..., Any], processor: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(processor, request, *args, **kwargs)
     params = request.sampling_params
     if params is not None and settings(params.extra_args, banks.loaded()) is not None:
@@ -38,7 +38,7 @@ def _add_request(original: Callable, processor: Any, request: Any, *args: Any, *
     return result
 
 
-def _process_outputs(original: Callable, processor: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+def _process_outputs(original: Callable[..., Any], processor: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
     tokens = 0
     for output in outputs:
         state = processor.request_states.get(output.request_id)
@@ -49,7 +49,7 @@ def _process_outputs(original: Callable, processor: Any, outputs: Any, *args: An
     return original(processor, outputs, *args, **kwargs)
 
 
-def _start(original: Callable, engine: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+def _start(original: Callable[..., Any], engine: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
     """Tell an engine's output processor the model's name, which labels the counters; they begin at 0."""
     original(engine, vllm_config, *args, **kwargs)
     name = _name(vllm_config.model_config.served_model_name)
@@ -63,7 +63,7 @@ def _name(served: Any) -> str:
 
 
 #: The front end's joints that count.
-AROUND: dict[str, Callable] = {
+AROUND: dict[str, Callable[..., Any]] = {
     "server engine": _start,
     "offline engine": _start,
     "output expected": _add_request,

@@ -14,7 +14,7 @@ from tccd.decoding.vllm.joints import NAMED
 from tccd.errors import UnsupportedModelError
 
 
-def checked(name: str, module: Any) -> Callable:
+def checked(name: str, module: Any) -> Callable[..., Any]:
     """A loaded module's method, if it has the shape of its joint.
 
     Raises:
@@ -32,13 +32,13 @@ def checked(name: str, module: Any) -> Callable:
     return function
 
 
-def put(name: str, module: Any, function: Callable) -> None:
+def put(name: str, module: Any, function: Callable[..., Any]) -> None:
     """Let a loaded module's method be another one from now on; its class stays as it is."""
     setattr(module, NAMED[name].attribute, function)
 
 
 @contextmanager
-def forwards(of: Sequence[tuple[Any, Callable]]) -> Iterator[None]:
+def forwards(of: Sequence[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
     """Let modules' `forward` be others for as long as the block runs.
 
     Args:

@@ -63,7 +63,7 @@ def check(config: Any) -> None:
     admission.set_vision_ids(vision_token_ids(config.model_config.hf_config))
 
 
-def _create_engine_config(original: Callable, arguments: Any, *args: Any, **kwargs: Any) -> Any:
+def _create_engine_config(original: Callable[..., Any], arguments: Any, *args: Any, **kwargs: Any) -> Any:
     """The front end, before any other process starts."""
     from tccd.decoding.vllm import guard, promise
 
@@ -80,7 +80,9 @@ def _create_engine_config(original: Callable, arguments: Any, *args: Any, **kwar
     return config
 
 
-def _start_scheduler(original: Callable, scheduler: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+def _start_scheduler(
+    original: Callable[..., Any], scheduler: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> None:
     from tccd.decoding.vllm import promise
 
     promise.check(vllm_config)
@@ -89,7 +91,10 @@ def _start_scheduler(original: Callable, scheduler: Any, vllm_config: Any, *args
 
 
 #: The engine's own start is under way when it loads plugins, so its scheduler's is taken.
-AROUND: dict[str, Callable] = {"configuration": _create_engine_config, "scheduler start": _start_scheduler}
+AROUND: dict[str, Callable[..., Any]] = {
+    "configuration": _create_engine_config,
+    "scheduler start": _start_scheduler,
+}
 
 
 def _announce() -> None:

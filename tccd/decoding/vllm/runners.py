@@ -120,7 +120,7 @@ def running() -> list[RunnerState]:
     return list(_states.values())
 
 
-def _load_model(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
+def _load_model(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(runner, *args, **kwargs)
     if runner not in _states:  # CPUModelRunner's own load_model may call the one it overrides
         _states[runner] = state = RunnerState(runner)
@@ -143,7 +143,7 @@ def _v2_model(state: RunnerState, runner: Any) -> None:
     objects.put("model", model, model_forward)
 
 
-def _profile_run(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
+def _profile_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     """Let vLLM see the memory of a step whose rows are all erased, before it gives the rest to the cache."""
     result = original(runner, *args, **kwargs)
     state = _states.get(runner)
@@ -153,13 +153,15 @@ def _profile_run(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> 
     return result
 
 
-def _reload_weights(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
+def _reload_weights(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     if runner in _states:
         raise UnsupportedModelError("TCCD was not tested with weights that change while the engine runs")
     return original(runner, *args, **kwargs)
 
 
-def _execute_model(original: Callable, runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+def _execute_model(
+    original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any
+) -> Any:
     global _now
     state = _states.get(runner)
     dummy = kwargs.get("dummy_run") or not hasattr(scheduler_output, "num_scheduled_tokens")
@@ -173,14 +175,14 @@ def _execute_model(original: Callable, runner: Any, scheduler_output: Any, *args
         _now = None
 
 
-def _shutdown(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
+def _shutdown(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     state = _states.pop(runner, None)
     if state is not None:
         state.stream.release()
     return original(runner, *args, **kwargs)
 
 
-def _v1_forward(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> Any:
+def _v1_forward(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     state = _now
     if state is None or state is not _states.get(runner):
         return original(runner, *args, **kwargs)
@@ -195,7 +197,7 @@ def _v1_forward(original: Callable, runner: Any, *args: Any, **kwargs: Any) -> A
     return state.forward(runner.attn_groups, lambda: original(runner, *args, **kwargs))
 
 
-def _v2_prepare_attn(original: Callable, runner: Any, input_batch: Any) -> Any:
+def _v2_prepare_attn(original: Callable[..., Any], runner: Any, input_batch: Any) -> Any:
     block_tables, slot_mappings = original(runner, input_batch)
     state = _now
     if state is not None and state is _states.get(runner):
@@ -209,7 +211,7 @@ def _v2_prepare_attn(original: Callable, runner: Any, input_batch: Any) -> Any:
     return block_tables, slot_mappings
 
 
-def _v2_dispatch(original: Callable, *args: Any, need_eager: bool = False, **kwargs: Any) -> Any:
+def _v2_dispatch(original: Callable[..., Any], *args: Any, need_eager: bool = False, **kwargs: Any) -> Any:
     # A full CUDA graph never calls the model's modules, so V2 has to be told before it chooses one.
     return original(*args, need_eager=need_eager or _now is not None, **kwargs)
 
@@ -221,7 +223,7 @@ def _is_v2(runner: Any) -> bool:
 
 
 #: The joints of both runners; a process that never loads a model is left as it is.
-AROUND: dict[str, Callable] = {
+AROUND: dict[str, Callable[..., Any]] = {
     **{f"{runner} load": _load_model for runner in ("V1", "CPU", "V2")},
     **{f"{runner} execute": _execute_model for runner in ("V1", "V2")},
     **{f"{runner} profile": _profile_run for runner in ("V1", "V2")},

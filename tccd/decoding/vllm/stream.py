@@ -101,7 +101,7 @@ class ErasedStream:
         self.first = banks.layers()[0]
         self.head = ContrastingHead(model, self.language)
         self._group: AttentionGroup | None = None
-        self._patches: list[tuple[nn.Module, Callable]] = []
+        self._patches: list[tuple[nn.Module, Callable[..., Any]]] = []
         self._erased: ErasedRows | None = None
         self.seconds: dict[int, Attention] = {}
         for index, layer in enumerate(self.layers[self.first :], self.first):
@@ -261,7 +261,7 @@ class ErasedStream:
 
     # What the modules of a step do
 
-    def _layer(self, index: int, forward: Callable) -> Callable:
+    def _layer(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def first(positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **more: Any) -> Any:
             erased = self._erased
             assert erased is not None
@@ -286,7 +286,9 @@ class ErasedStream:
 
         return first if index == self.first else above
 
-    def _attention(self, attention: Attention, second: Attention, forward: Callable) -> Callable:
+    def _attention(
+        self, attention: Attention, second: Attention, forward: Callable[..., Any]
+    ) -> Callable[..., Any]:
         def both(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             erased = self._erased
             assert erased is not None
