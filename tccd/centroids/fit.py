@@ -170,7 +170,9 @@ def harvest_folder(work_dir: str | Path | None) -> Iterator[Path]:
         yield folder
     except BaseException as error:
         begun = (folder / MANIFEST).exists() and any(folder.glob("batch-*.safetensors"))
-        if begun and not isinstance(error, BusyError):
+        # What is wrong with the harvest itself tells by that what to do with the caller's folder.
+        told = isinstance(error, FitError) and work_dir is not None and str(folder) in str(error)
+        if begun and not told and not isinstance(error, BusyError):
             note = f"The hidden states are kept in {folder}; go on with --work-dir {folder} and the same options"
             if note not in getattr(error, "__notes__", ()):
                 error.add_note(note)

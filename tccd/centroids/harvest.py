@@ -362,7 +362,8 @@ def _open(folder: Path, settings: dict[str, Any]) -> None:
         there = json.loads(path.read_text())["settings"]
         mine, theirs = _told(settings), _told(there)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FitError(f"{path} is damaged ({str(error)[:200]}); delete the folder, or give another") from error
+        fault = str(error)[:200] if isinstance(error, ValueError) else "it does not describe a harvest"
+        raise FitError(f"{path} is damaged ({fault}); delete the folder, or give another") from error
     differ = [
         f"{name}: {repr(there.get(name))[:200]} there, {repr(settings.get(name))[:200]} now"
         for name in sorted({*theirs, *mine})

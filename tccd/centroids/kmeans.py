@@ -161,8 +161,8 @@ def check_kmeans(
             raise ConfigError(f"max_rows is {max_rows!r}; expected a positive integer or None")
         if max_rows < k:
             raise ConfigError(
-                f"k is {k}, above the {max_rows} rows that one k-means fits (max_rows); take a smaller k, or fit "
-                "from Python with a larger max_rows"
+                f"k is {str(k)[:200]}, above the {max_rows} rows that one k-means fits (max_rows); take a smaller "
+                "k, or fit from Python with a larger max_rows"
             )
     _backend(backend)
 

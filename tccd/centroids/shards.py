@@ -70,7 +70,9 @@ def read_note(path: Path) -> Note:
             content = json.loads(shard.metadata()[_KEY])
             rows = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FitError(f"{path} is damaged ({str(error)[:200]}); {_AGAIN}") from error
+        plain = isinstance(error, SafetensorError | OSError | ValueError)
+        fault = str(error)[:200] if plain else "it holds no hidden states"
+        raise FitError(f"{path} is damaged ({fault}); {_AGAIN}") from error
     stated = content.pop("checksum", None) if isinstance(content, dict) else None
     if stated is None:
         raise FitError(f"{path} holds no checksum: an older version of tccd made it; {_AGAIN}")

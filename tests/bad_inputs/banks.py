@@ -67,6 +67,7 @@ def _broken(world: World, whole: bytes) -> Iterator[tuple[str, bytes]]:
     yield "deep metadata", save_safetensors({"text.1": torch.zeros(4, 128)}, {"tccd_bank": DEEP})
     yield "metadata that is no JSON", save_safetensors({"text.1": torch.zeros(4, 128)}, {"tccd_bank": "{"})
     yield "a deep header", len(DEEP).to_bytes(8, "little") + DEEP.encode()
+    yield "a header of garbage whose length begins as a pickle does", (400_000).to_bytes(8, "little") + whole * 50
     yield "a header that is a list", (2).to_bytes(8, "little") + b"[]"
     yield "a pickle", pickle.dumps({"text.1": np.zeros((4, 128))})
     kept = io.BytesIO()

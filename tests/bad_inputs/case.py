@@ -98,6 +98,8 @@ class Outcome:
             return f"{len(told)} messages"
         if len(self.message) > LONGEST:
             return f"a message of {len(self.message)} characters"
+        if "[Errno" in self.message:
+            return "a number for a reason"
         if not re.search(self.case.says, self.message, re.IGNORECASE):
             return "another reason"
         if told and "--json" in self.case.args:

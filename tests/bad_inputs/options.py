@@ -12,7 +12,7 @@ GROUP = "options"
 NUMBERS = ("", "x", "1.5.2", "nan", "inf")
 
 FIT: dict[str, tuple[Any, ...]] = {
-    "k": (0, -1, 1.5, "x", "", 10**6, 10**30),
+    "k": (0, -1, 1.5, "x", "", 10**6, 10**30, 10**3000),
     "images": (0, -3, "many", ""),
     "seed": (-1, "x"),
     "backend": ("cuml", "", "faiss-gpu"),

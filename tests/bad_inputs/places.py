@@ -33,6 +33,7 @@ def _outputs(world: World) -> Iterator[Case]:
     for name, place in (
         ("below a file", below),
         ("below nothing that can be made", Path("/proc/nope/out")),
+        ("where nothing can be made", Path("/sys/kernel")),
         ("with a name too long", long),
     ):
         yield Case(GROUP, f"fit: out {name}", world.fit(out=place / "bank.safetensors"))

@@ -310,7 +310,7 @@ def check(joints: Sequence[Joint]) -> None:
         from vllm import __version__
 
         raise ConfigError(
-            f"vLLM {__version__} has not the inside that TCCD was written for (tested: {TESTED_RANGE}): "
+            f"vLLM {__version__} differs from what TCCD was written for (tested: {TESTED_RANGE}): "
             f"{'; '.join(wrong)}. Install a tested release, or start vLLM without TCCD_BANK to go without TCCD"
         )
 

@@ -1,10 +1,11 @@
 """The entry points that vLLM loads in each of its processes.
 
-vLLM calls `register` in the front end, in the engine's process and in each worker. With a bank all joints are wrapped
-in each of them; those of another kind of process are not called there. Whether the configuration can be served is
-checked in the front end, as it is made, and in the engine's process, as its scheduler starts.
+vLLM calls `register` in the front end, in the engine's process and in each worker. With a bank all joints are
+wrapped in each of them; those of another kind of process are not called there. Whether the configuration can be
+served is checked in the front end, as it is made, and in the engine's process, as its scheduler starts.
 
-Without a bank only the making of the configuration is wrapped: there the guard goes in, which refuses `tccd_*` keys.
+Without a bank only the making of the configuration is wrapped: there the guard goes in, which refuses `tccd_*`
+keys.
 """
 
 from __future__ import annotations

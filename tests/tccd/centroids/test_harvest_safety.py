@@ -100,7 +100,7 @@ def test_rows_that_were_edited(folder):
     rows, metadata = read(folder / SECOND)
     rows["text.1"][0, 0] += 1
     save_file(rows, folder / SECOND, metadata)
-    assert SECOND in refused(folder, "was changed after it was written; delete it, and the harvest makes it again")
+    assert SECOND in refused(folder, "was changed after it was written; delete it, and")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,17 @@ def test_every_cut_and_every_flipped_byte_is_found(folder):
 )
 def test_a_manifest_that_is_none(folder, content):
     (folder / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
-    refused(folder, r"manifest.json is damaged .*delete the folder, or give another")
+    told = refused(folder, r"manifest.json is damaged .*delete the folder, or give another")
+    no_json = content in ("", "{", "\udcff")
+    assert ("(it does not describe a harvest)" in told) != no_json
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"tccd_bank": "{}"}])
+def test_a_file_of_another_kind_under_a_shards_name(folder, metadata):
+    save_file({"text.1": torch.ones(2, 4)}, folder / SECOND, metadata)
+    refused(
+        folder, rf"{SECOND} is damaged \(it holds no hidden states\); delete it, and the harvest makes it again"
+    )
 
 
 def test_equal_weights_under_another_name_go_on(folder):

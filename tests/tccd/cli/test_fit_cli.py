@@ -105,6 +105,7 @@ def unloadable(tmp_path):
             {"k": 10**6},
             "k is 1000000, above the 262144 rows that one k-means fits (max_rows); take a smaller k, or",
         ),
+        ({"k": 10**3000}, f"k is {10**199!s}, above the 262144 rows"),
         ({"k": 65}, "text: 4 samples give at most 64 rows (16 each), fewer than k = 65; give more images"),
         ({"model": "./modle"}, "can't load model './modle': no such folder"),
         ({"data": "./dta"}, "dta"),
@@ -194,6 +195,7 @@ def test_changed_pictures_are_found_on_going_on(copies, tmp_path):
     assert (
         "was harvested from another picture of sample '3.png': what the image shows has changed" in result.stderr
     )
+    assert "go on with" not in result.stderr  # it says itself what to do
     # the same picture in another format is no other picture
     content = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(content, "TIFF")

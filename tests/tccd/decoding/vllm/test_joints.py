@@ -57,6 +57,14 @@ def test_names_are_told_once_and_files_are_there():
     assert all((ROOM / f"{joint.file}.py").is_file() for joint in joints.NAMED.values())
 
 
+def test_the_table_names_the_file_that_uses_a_joint(vllm):
+    from tccd.decoding.vllm import admission, guard, metrics, plugin, runners
+
+    used = {(name, file.__name__.rpartition(".")[2]) for file in (admission, guard, metrics, plugin, runners)
+            for name in file.AROUND}  # fmt: skip
+    assert used == {(joint.name, joint.file) for joint in joints.WRAPPED}
+
+
 class Moved:
     """Functions of vLLM as another release might have them."""
 
