@@ -33,8 +33,8 @@ from probes.asking.arms import answer
 from probes.replacement import run
 from probes.report import write_report
 from probes.report.envelope import envelope
-from probes.report.prose import answer as answer_of
 from probes.report.prose import shared
+from probes.report.sections import answer as answer_of
 from probes.statistics.clusters import clusters_of_samples
 from probes.statistics.outcomes import accuracy, gain
 from tccd import TCCD, CentroidBank, TCCDConfig

@@ -79,8 +79,7 @@ def compare(
     from probes.compare import read_report
     from probes.report import write_report
     from probes.report.pairs import between_models
-    from probes.report.summary import summarise
-    from probes.report.tables import flat_model
+    from probes.report.summary import flat_model, summarise
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; expected a folder for report.json and report.html")
@@ -147,7 +146,7 @@ def power_of(advice: Mapping[str, Any]) -> str:
 def _show_models(summary: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from probes.report.tables import flat_model
+    from probes.report.summary import flat_model
 
     measures = {
         "Family": "family",

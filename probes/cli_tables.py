@@ -19,7 +19,8 @@ def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
     """
     from rich.table import Table
 
-    from probes.report.prose import answer, shared
+    from probes.report.prose import shared
+    from probes.report.sections import answer
 
     console = output()
     for name, model in result["models"].items():

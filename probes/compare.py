@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from probes.report import sections
 from probes.report.envelope import envelope
 from probes.report.publish import read_newest
-from probes.report.schema import SCHEMA, validate
+from probes.report.schema import upgraded, validate
 from probes.statistics.intervals import holm
 from tccd.errors import ConfigError, DataError, TCCDError
 
@@ -37,12 +39,8 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise DataError(
             f"{file} is not JSON ({error!s:.200}); expected the report.json of `tccd probe`"
         ) from error
-    found = result.get("schema") if isinstance(result, dict) else None
-    if found != SCHEMA:
-        raise ConfigError(
-            f"{file} is a report of schema {found!r:.200}; expected {SCHEMA!r}: measure it anew with this version"
-        )
     try:
+        result = upgraded(result if isinstance(result, dict) else {})
         validate(result)
     except TCCDError as error:
         raise type(error)(f"{file}: {error}") from error
@@ -71,45 +69,26 @@ def compare(reports: Mapping[str, Result], title: str | None = None) -> dict[str
     models = [name for result in reports.values() for name in result["models"]]
     config = {source: dict(result["config"]) for source, result in reports.items()}
     title = title or f"What each modality is worth to {len(models)} models"
-    merged: dict[str, Any] = envelope(title, config, _versions(reports)) | {
-        "models": {name: model for result in reports.values() for name, model in result["models"].items()},
-        "cells": [],
-    }
+    merged: dict[str, Any] = {}
     for result in reports.values():
         _append(merged, result)
-    for part in ("cells", "controls", "tccd_cells"):
-        _adjust(merged.get(part) or ())
-    return merged
+    for section in sections.SECTIONS:
+        for part in section.adjusted:
+            _adjust(merged.get(part) or ())
+    return envelope(title, config, _versions(reports)) | merged
 
 
 def _append(merged: dict[str, Any], result: Result) -> None:
-    """Add a report's parts; what counts cells counts on from those that are there."""
-    cells, contrasted = len(merged["cells"]), len(merged.get("tccd_cells") or ())
-    merged["cells"] += [dict(cell) for cell in result["cells"]]
-    parts: dict[str, list[dict[str, Any]]] = {
-        "tccd_cells": [dict(cell) for cell in result.get("tccd_cells") or ()],
-        "warnings": [dict(warning) for warning in result.get("warnings") or ()],
-        "controls": [_shifted(control, ("cell", "against"), cells) for control in result.get("controls") or ()],
-        "examples": [
-            dict(example) | {"erased": [_shifted(e, ("cell",), cells) for e in example.get("erased") or ()]}
-            for example in result.get("examples") or ()
-        ],
-    }
-    for part, rows in parts.items():
-        if rows:
-            merged.setdefault(part, []).extend(rows)
-    for part in ("ratio", "tccd", "questions", "items", "data"):
-        if result.get(part):
-            merged.setdefault(part, {}).update(result[part])
-    for model, protocols in (result.get("protocols") or {}).items():
-        shifted = [
-            {**p, "chosen": {task: index + contrasted for task, index in p["chosen"].items()}} for p in protocols
-        ]
-        merged.setdefault("protocols", {})[model] = shifted
-
-
-def _shifted(row: Mapping[str, Any], keys: Sequence[str], by: int) -> dict[str, Any]:
-    return {**row, **{key: row[key] + by for key in keys if row.get(key) is not None}}
+    """Add each section's parts; what numbers rows counts on from those that are there."""
+    found: dict[str, Any] = {"warnings": result.get("warnings") or []}
+    before: dict[str, int] = defaultdict(int, {part: len(rows) for part, rows in merged.items()})
+    for section in sections.SECTIONS:
+        found |= section.shifted(result, before)
+    for part, entries in found.items():
+        if isinstance(entries, list):
+            merged.setdefault(part, []).extend(map(dict, entries))
+        else:
+            merged.setdefault(part, {}).update(entries)
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:

@@ -60,7 +60,7 @@ def choose_pair(cells: Sequence[Cell], asked: Mapping[str, Any] | None = None) -
     narrow("alpha_interp", min(cells[i]["alpha_interp"] for i in left))
     at = {m: {cells[i]["layer"]: i for i in left if cells[i]["modality"] == m} for m in MODALITIES}
     common = set(at["text"]) & set(at["vision"])
-    pair = {}
+    pair: dict[str, int] = {}
     for modality, by in at.items():
         layers = sorted(common or by)
         if layers:

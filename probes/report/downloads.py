@@ -7,18 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from probes.report import sections
+
 ROOM = 1_500_000
 """Characters of `data:` links on a page; what doesn't fit is linked as the file beside it alone."""
-WHAT = {
-    "report.json": "the whole report",
-    "report-models.csv": "one row a model: costs, ratio, protocols, advice",
-    "report-cells.csv": "one row a cell or control",
-    "report-tccd.csv": "one row a TCCD setting",
-    "report-tasks.csv": "one row a task of each of these",
-    "report-labels.csv": "one row an answer given",
-    "report-differences.csv": "one row a pair of models and a measure",
-    "report-questions.csv": "one row a question",
-}
 
 
 def downloads(result: Mapping[str, Any], tables: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -31,6 +23,7 @@ def downloads(result: Mapping[str, Any], tables: Mapping[str, str]) -> list[dict
         tables: CSV text by file name.
     """
     light = json.dumps(_light(result), ensure_ascii=False, allow_nan=False)
+    what = {"report.json": "the whole report", **sections.files()}
     links = {}
     for name, text in {"report.json": light, **tables}.items():
         kind = "application/json" if name.endswith(".json") else "text/csv"
@@ -40,14 +33,14 @@ def downloads(result: Mapping[str, Any], tables: Mapping[str, str]) -> list[dict
         if len(links[name]) <= room:
             room -= len(links[name])
             held.add(name)
-    return [{"name": n, "what": WHAT[n], "link": link if n in held else None} for n, link in links.items()]
+    return [{"name": n, "what": what[n], "link": link if n in held else None} for n, link in links.items()]
 
 
 def _light(result: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in result.items() if key not in ("questions", "items", "cost_items")}
-    for part in ("cells", "controls", "tccd_cells"):
-        if part in kept:
-            kept[part] = [{k: v for k, v in row.items() if k != "right"} for row in kept[part]]
-    if "examples" in kept:
-        kept["examples"] = [{k: v for k, v in row.items() if k != "image"} for row in kept["examples"]]
+    heavy = frozenset().union(*(section.heavy for section in sections.SECTIONS))
+    parts = {part for section in sections.SECTIONS for part in section.parts}
+    kept: dict[str, Any] = {key: value for key, value in result.items() if key not in heavy}
+    for part in parts & kept.keys():
+        if isinstance(kept[part], list):
+            kept[part] = [{k: v for k, v in row.items() if k not in heavy} for row in kept[part]]
     return kept

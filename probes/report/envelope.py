@@ -8,19 +8,27 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from probes.report.schema import SCHEMA
+SCHEMA = "tccd-report/3"
+READ = ("tccd-report/2",)
+"""Older schemas that are still read."""
 
 
-def envelope(title: str, config: Mapping[str, Any], versions: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Schema, title, time, versions and configuration of a report.
+def envelope(
+    title: str,
+    config: Mapping[str, Any],
+    versions: Mapping[str, str] | None = None,
+    schema: str = SCHEMA,
+) -> dict[str, Any]:
+    """Schema, title, time, versions and configuration of a report or a benchmark.
 
     Args:
         title: of its page.
         config: what it was made with, as JSON values.
         versions: of packages, by name; those of this process when None.
+        schema: of what is in it; that of the probes' reports by default.
     """
     return {
-        "schema": SCHEMA,
+        "schema": schema,
         "title": title,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": dict(installed() if versions is None else versions),

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from probes.pairing import Cell
 from probes.report.drawing import COLOURS, WIDTH, blank, inline, short
-from probes.report.headline import Cell, Headline
+from probes.report.headline import Headline
 from probes.report.prose import percent, points
-from probes.statistics.intervals import wilson
 from tccd.errors import require
 
 _STYLES: tuple[tuple[str, str, tuple[int, ...]], ...] = (("vision", "s", (4, 2)), ("text", "o", ()))
@@ -17,11 +17,11 @@ _STYLES: tuple[tuple[str, str, tuple[int, ...]], ...] = (("vision", "s", (4, 2))
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a group: a share of `n` questions, drawn with its Wilson interval."""
+    """One bar of a group: a share, drawn with its interval."""
 
     colour: str
     share: float
-    n: int
+    ci95: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def limits(rows: Sequence[Mapping[str, Sequence[Cell]]]) -> tuple[float, float]:
 
 
 def bars(groups: Sequence[Group], label: str, prefix: str) -> str:
-    """Groups of horizontal bars from 0 to 100 %, with Wilson intervals.
+    """Groups of horizontal bars from 0 to 100 %, with their intervals.
 
     Args:
         groups: from top to bottom.
@@ -92,7 +92,7 @@ def bars(groups: Sequence[Group], label: str, prefix: str) -> str:
         axes.text(100, heading, group.note, color=COLOURS["soft"], va="center", ha="right")
         for index, bar in enumerate(group.bars):
             middle = top + head + index * (thick + gap) + thick / 2
-            low, high = wilson(round(bar.share * bar.n), bar.n)
+            low, high = bar.ci95
             opacity = 0.55 if bar.colour == "plain" else 0.8
             axes.barh(middle, 100 * bar.share, height=thick, color=COLOURS[bar.colour], alpha=opacity, linewidth=0)
             axes.plot([100 * low, 100 * high], [middle, middle], color=COLOURS["ink"], linewidth=1.1)

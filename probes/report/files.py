@@ -8,12 +8,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from probes.report.downloads import WHAT
+from probes.report import sections
 from probes.report.page import load_templates, render
 from probes.report.publish import publish
 from probes.report.schema import dumps, plain, validate
-from probes.report.summary import summarise
-from probes.report.tables import csv_tables
+from probes.report.section import Report
 from tccd.errors import require
 from tccd.locking import locked
 
@@ -46,14 +45,14 @@ def write_report(
     """
     validate(result)
     result = plain(result)
-    summary = summarise(result)
-    tables = csv_tables(result, summary)
+    report = Report(result)
+    tables = sections.csv_tables(report)
     text = dumps(result)
     # The JSON comes last: a program that waits for it finds the rest in place.
-    contents = {PAGE: render(result, summary, tables, source=text), **tables, JSON: text}
+    contents = {PAGE: render(report, tables, source=text), **tables, JSON: text}
     folder = Path(out_dir)
     with nullcontext() if held else locked(folder, "writing a report"):
-        publish(folder, {name: text.encode() for name, text in contents.items()}, (PAGE, *WHAT))
+        publish(folder, {name: text.encode() for name, text in contents.items()}, (PAGE, JSON, *sections.files()))
     return tuple(folder / name for name in (JSON, PAGE, *tables))
 
 
@@ -63,6 +62,6 @@ def check_tools() -> None:
     Raises:
         MissingExtraError: a package of the extra `report` is not installed.
     """
-    for module in ("jinja2", "markupsafe", "matplotlib", "scipy", "statsmodels"):
+    for module in ("jinja2", "markupsafe", "matplotlib", "pydantic", "scipy", "statsmodels"):
         require(module, "report")
     load_templates()

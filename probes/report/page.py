@@ -5,77 +5,50 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
+from functools import partial
 from typing import Any
 
-from probes.report import charts, parts, prose
-from probes.report.data import told
+from probes.report import prose, sections
 from probes.report.downloads import downloads
-from probes.report.summary import Row, summarise
-from probes.report.tables import csv_tables
+from probes.report.section import Report, Result
 from tccd.errors import require
 
 _LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "\u22120123456789")
+_HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)</h2>')
 
 
-def render(
-    result: Mapping[str, Any],
-    summary: Sequence[Row] | None = None,
-    tables: Mapping[str, str] | None = None,
-    source: str | None = None,
-) -> str:
-    """The page of a validated result, of one model or of many; every string in it is escaped.
+def render(result: Result | Report, tables: Mapping[str, str] | None = None, source: str | None = None) -> str:
+    """The page of a checked result, of one model or of many; every string in it is escaped.
 
     Args:
         result: see `probes.report.schema`.
-        summary: of `summarise`, where it is there already.
-        tables: of `csv_tables`, where they are there already.
+        tables: of `probes.report.sections.csv_tables`, where they are there already.
         source: text of the report.json beside the page; the page tells its digest.
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
-    summary = summarise(result) if summary is None else summary
-    tables = csv_tables(result, summary) if tables is None else tables
+    report = Report.over(result)
+    result = report.result
+    tables = sections.csv_tables(report) if tables is None else tables
     environment = _environment()
+    environment.globals["findings"] = partial(sections.findings, report)
     markup = require("markupsafe", "report").Markup
-    heats = charts.heats(summary)
-    conditions = {row["headline"].conditions for row in summary if row["headline"]}
+    bodies = [
+        environment.get_template(f"{section.name}.html.j2").render(context)
+        for section in sections.SECTIONS
+        if section.template is not None and (context := section.context(report)) is not None
+    ]
+    bodies.append(environment.get_template("run.html.j2").render(_of_the_run(result, tables, source)))
     return environment.get_template("page.html.j2").render(
         title=result["title"],
         created=datetime.fromisoformat(result["created"]).strftime("%d %B %Y, %H:%M").lstrip("0"),
-        answer=prose.answer(result) + prose.advised([row["advice"] for row in summary if row["advice"]]),
+        answer=sections.answer(report),
         warnings=[warning["text"] for warning in result.get("warnings") or ()],
-        conditions=next(iter(conditions)) if len(conditions) == 1 else None,
-        models=[{**row, "findings": prose.findings(result, row["model"])} for row in summary],
-        families=parts.families(summary),
-        differences=(pairs := parts.differences(result)),
-        measures=parts.measures(pairs),
-        withheld=sorted({row["blind"]["kind"] for row in summary if row["blind"] and "kind" in row["blind"]}),
-        protocol_names=parts.protocol_names(summary),
-        heats=heats,
-        starred=any(cell and cell["sure"] for heat in heats for row in heat["rows"] for cell in row["cells"]),
-        layers=charts.curves(summary, "layer", markup),
-        doses=charts.curves(summary, "dose", markup),
-        tasks=charts.tasks(summary, markup),
-        blind_tasks=any("by_task" in (row["blind"] or {}) for row in summary),
-        labels=charts.labels(result, summary, markup),
-        controls=parts.controls(result),
-        gains=charts.gains(result, summary),
-        protocols=parts.protocols(summary),
-        advice=[row["advice"] for row in summary if row["advice"]],
-        runs=charts.runs(result, markup),
-        examples=parts.examples(result),
-        cells=parts.cells(result),
-        contrasts=parts.contrasts(result),
-        downloads=downloads(result, tables),
-        versions=result["versions"],
-        config=json.dumps(result["config"], indent=2, ensure_ascii=False),
-        data=told(result),
-        digest=hashlib.sha256(source.encode()).hexdigest() if source is not None else None,
-        n_items=sum(map(len, (result.get("items") or {}).values())),
+        headings=[(at, markup(title)) for body in bodies for at, title in _HEADING.findall(body)],
+        bodies=[markup(body) for body in bodies],
     )
 
 
@@ -86,12 +59,22 @@ def load_templates() -> None:
         environment.get_template(name)
 
 
-@cache  # reading the templates takes longer than filling them
+def _of_the_run(result: Result, tables: Mapping[str, str], source: str | None) -> dict[str, Any]:
+    return {
+        "downloads": downloads(result, tables),
+        "versions": result["versions"],
+        "config": json.dumps(result["config"], indent=2, ensure_ascii=False),
+        "digest": hashlib.sha256(source.encode()).hexdigest() if source is not None else None,
+        "n_items": sum(map(len, (result.get("items") or {}).values())),
+    }
+
+
 def _environment() -> Any:
     jinja2 = require("jinja2", "report")
     markup = require("markupsafe", "report").Markup
+    own = {f"{s.name}.html.j2": text for s in sections.SECTIONS if (text := s.template) is not None}
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("probes.report"),
+        loader=jinja2.ChoiceLoader([jinja2.DictLoader(own), jinja2.PackageLoader("probes.report")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from probes.report.headline import Cell, headline
+from probes.pairing import Cell
+from probes.report.headline import headline
 from probes.statistics.clusters import Difference, clustered, clusters_of, mean_difference
 from probes.statistics.intervals import SIGNIFICANT, holm
 from probes.statistics.outcomes import outcomes_of

@@ -105,6 +105,50 @@ def leave_one_model_out_of(result: Mapping[str, Any]) -> dict[str, Row]:
     return {model: _across(protocol, model, by_key[model][ranked[int(r)]]) for model, r in protocol.chosen.items()}
 
 
+def flat_model(row: Row) -> Row:
+    """A row of `summarise` as one row of plain values, named as in `report-models.csv`."""
+    chosen, advice, mean = row["headline"], row["advice"], {p["name"]: p["mean"] for p in row["protocols"]}
+    flat = {name: row[name] for name in ("model", "family", "parameters")}
+    flat |= {"n": row["accuracy"]["n"]} | _bounded("accuracy", row["accuracy"], "accuracy")
+    flat |= {name: row[name] and row[name]["accuracy"] for name in ("blind", "majority")}
+    if chosen:
+        flat |= {name: getattr(chosen, name) for name in ("layer", "vision_layer", "k", "alpha_interp")}
+    for modality in ("text", "vision"):
+        flat |= _bounded(modality, row[modality], "cost", value=f"{modality}_cost")
+    flat |= _bounded("ratio", row["ratio"], "ratio")
+    flat |= _bounded("dose_matched", row["dose_matched"], "ratio", value="dose_matched_ratio")
+    flat |= {f"entropy_{name}": value for name, value in row["entropy"].items()}
+    for name in ("fixed", "cv", "leave-one-model-out"):
+        flat["delta_" + name.replace("-", "_")] = mean.get(name)
+    flat["delta_best_oracle_upper_bound"] = mean.get("best")
+    if advice:
+        flat |= {"advice": "on" if advice["on"] else "off", "held_out_p_value": advice["held_out"]["p_value"]}
+        flat |= _bounded("held_out", advice["held_out"], "delta", value="held_out_delta")
+    return flat
+
+
+def _bounded(prefix: str, block: Mapping[str, Any] | None, key: str, value: str | None = None) -> Row:
+    if not block:
+        return {}
+    low, high = block.get("ci95") or (None, None)
+    return {value or prefix: block[key], f"{prefix}_low": low, f"{prefix}_high": high}
+
+
+def protocol_names(summary: Sequence[Row]) -> list[dict[str, Any]]:
+    """The protocols that any model has, in the order that they come in."""
+    found = {
+        p["name"]: {"name": p["name"], "title": title_of(p), "note": p["note"]}
+        for row in summary
+        for p in row["protocols"]
+    }
+    return list(found.values())
+
+
+def title_of(protocol: Mapping[str, Any]) -> str:
+    """An oracle never goes without its name."""
+    return f"{protocol['name']} (oracle upper bound)" if protocol["oracle"] else protocol["name"]
+
+
 def _across(protocol: Protocol, model: str, cell: Mapping[str, Any]) -> Row:
     values = {part["task"]: part["accuracy"] - part["baseline"] for part in cell["by_task"]}
     return {

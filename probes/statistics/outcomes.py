@@ -117,7 +117,7 @@ def _by_task(
     rows = []
     for task, at in by_task(tasks):
         found = clustered(first[at], second[at], None if clusters is None else clusters[at])
-        rows.append({"task": task} | told(first[at], second[at], found))
+        rows.append({"task": task} | told(first[at], second[at], found) | {"clustered_by": found.by})
     return rows
 
 

@@ -122,8 +122,8 @@ def test_the_command_tells_text_and_json(tmp_path):
     [
         ("{", 1, "is not JSON"),
         ("[]", 2, "report of schema None"),
-        ('{"schema": "tccd-report/1"}', 2, "expected 'tccd-report/2'"),
-        ('{"schema": "tccd-report/2"}', 2, "lacks title"),
+        ('{"schema": "tccd-report/1"}', 2, "expected 'tccd-report/3'"),
+        ('{"schema": "tccd-report/3"}', 2, "lacks title"),
         ("\ud800", 1, "is not JSON"),
     ],
 )

@@ -195,7 +195,7 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, reports):
     for args, code, message in (
         (("one", "one"), 2, "at least two"),
         (("one",), 2, "at least two"),
-        (("one", "old"), 2, "expected 'tccd-report/2'"),
+        (("one", "old"), 2, "expected 'tccd-report/3'"),
         (("one", "torn"), 1, "is not JSON"),
         (("one", "nowhere"), 1, "no such file"),
         (("one", "one/report.json"), 1, "both report the model competing"),

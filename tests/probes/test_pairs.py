@@ -12,7 +12,8 @@ from probes.report import validate
 from probes.report.headline import headline
 from probes.report.page import render
 from probes.report.pairs import between_costs, between_models, larger
-from probes.report.prose import NEAR_ZERO, answer, findings
+from probes.report.sections import answer, findings
+from probes.report.sections.cost import NEAR_ZERO
 from probes.statistics.outcomes import bits, cost, outcomes_of
 from tests.probes.probed import TASKS, probed
 

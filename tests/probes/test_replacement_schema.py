@@ -60,7 +60,7 @@ def test_a_sound_result_passes():
 @pytest.mark.parametrize(
     ("path", "value", "error", "words"),
     [
-        (("schema",), "tccd-report/1", ConfigError, "expected 'tccd-report/2'"),
+        (("schema",), "tccd-report/1", ConfigError, "expected 'tccd-report/3'"),
         (("cells", 0, "right"), "1110", DataError, "3 of 4 right, but accuracy = 0.5"),
         (("cells", 0, "right"), "10", DataError, "1 of 2 right"),
         (("cells", 0, "right"), "1x10", ConfigError, "one 0 or 1 a question"),

@@ -11,8 +11,8 @@ import pytest
 
 from probes.compare import read_report
 from probes.report import write_report
-from probes.report.downloads import WHAT
 from probes.report.publish import publish, settle
+from probes.report.sections import files
 from tccd.errors import BusyError, ConfigError
 from tccd.locking import locked
 from tests import faults
@@ -100,7 +100,7 @@ def test_a_report_killed_at_any_write_is_the_old_one_or_the_new_one(tmp_path):
     for part in ("tccd_cells", "protocols"):
         del second[part]
     made = {path.name: path.read_bytes() for path in write_report(second, tmp_path / "second")}
-    known = ("report.html", *WHAT)
+    known = ("report.html", "report.json", *files())
     for fault in faults.kills(
         lambda folder: publish(folder, made, known),
         tmp_path,

@@ -1,0 +1,175 @@
+"""With TCCD: what every setting gained, what each protocol would have chosen, and what is advised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from probes.report.charts import heat
+from probes.report.prose import interval, listed, points, settings, span
+from probes.report.section import Report, Result, Section
+from probes.report.summary import Row, protocol_names, summarise, title_of
+from probes.report.values import (
+    Count,
+    Fraction,
+    Interval,
+    Outcome,
+    Part,
+    Positive,
+    Signed,
+    Tested,
+    Whole,
+    agrees,
+    differs,
+    model_validator,
+)
+from tccd.errors import DataError
+
+
+class Setting(Outcome, Tested):
+    """One setting of TCCD and its gain: `helped` wrong answers put right, `harmed` right ones made wrong."""
+
+    model: str
+    layer: Whole
+    k: Count
+    alpha_interp: Fraction
+    alpha_cd: Positive
+    beta: Fraction
+    gate: str | None
+    gate_threshold: Fraction
+    gate_ramp: Fraction
+    delta: Signed
+    ci95: Interval
+    p_value: Fraction
+    helped: Whole
+    harmed: Whole
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Setting:
+        differs(self, "delta", 1)
+        agrees(self)
+        return self
+
+
+class Protocol(Part):
+    """What an alpha protocol chose: by task, the number of a setting in `tccd_cells` and its gain. One with
+    `oracle` is an oracle upper bound.
+    """
+
+    name: Literal["fixed", "cv", "best"]
+    oracle: bool
+    note: str
+    chosen: dict[str, Whole]
+    values: dict[str, Signed]
+    mean: Signed
+    n_positive: Whole
+
+
+class Contrast(Part):
+    """Settings in the order that they were measured, and protocols by model."""
+
+    tccd_cells: list[Setting] = []
+    protocols: dict[str, list[Protocol]] = {}
+
+
+class ContrastSection(Section):
+    """Advice with its held-out evidence, gains by protocol, and gains by layer and dose."""
+
+    name = "contrast"
+    data = Contrast
+    heavy = frozenset({"right"})
+    adjusted = ("tccd_cells",)
+    evidence = ("tccd_cells",)
+
+    def check(self, result: Result) -> None:
+        """Protocols choose settings of their model."""
+        cells = result.get("tccd_cells") or ()
+        for model, protocols in (result.get("protocols") or {}).items():
+            for protocol in protocols:
+                for task, at in protocol["chosen"].items():
+                    if at >= len(cells) or cells[at]["model"] != model:
+                        raise DataError(
+                            f"result.protocols.{model}: {protocol['name']} chose tccd cell {at} for {task}, which "
+                            "is none of its model's"
+                        )
+
+    def shifted(self, result: Result, before: Mapping[str, int]) -> dict[str, Any]:
+        """Settings are numbered on from those before."""
+        found = super().shifted(result, before)
+        for model, protocols in found.get("protocols", {}).items():
+            moved = [
+                {**p, "chosen": {task: at + before["tccd_cells"] for task, at in p["chosen"].items()}}
+                for p in protocols
+            ]
+            found["protocols"] = {**found["protocols"], model: moved}
+        return found
+
+    def answer(self, report: Report) -> list[str]:
+        """What is recommended, over all models."""
+        return advised([row["advice"] for row in report.of(summarise) if row["advice"]])
+
+    def context(self, report: Report) -> Mapping[str, Any] | None:
+        """Advice, protocols and gains of every model."""
+        summary = report.of(summarise)
+        shown = {
+            "advice": [row["advice"] for row in summary if row["advice"]],
+            "protocols": _protocols(summary),
+            "protocol_names": protocol_names(summary),
+            "gains": _gains(report.result, summary),
+        }
+        return shown if any(shown.values()) else None
+
+
+def advised(advice: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is recommended, over all models: on where the held-out gain is above zero."""
+    sentences = []
+    for found in (one for one in advice if one["on"]):
+        held_out = found["held_out"]
+        bounds = interval(held_out["ci95"], True)
+        gain = f"{points(held_out['delta'], True)} points on held-out pictures, 95\u202f% CI {bounds}"
+        # In a sentence only what was turned on, and not where the bank lies.
+        shown = {k: v for k, v in found["settings"].items() if k != "bank" and (k != "beta" or v)}
+        sentences.append(f"TCCD is recommended for {found['model']} at {settings(shown)} ({gain}).")
+    off = [
+        f"{one['model']} ({points(one['held_out']['delta'], True)} points on held-out pictures, "
+        f"95\u202f% CI {interval(one['held_out']['ci95'], True)})"
+        for one in advice
+        if not one["on"]
+    ]
+    if off:
+        sentences.append(f"TCCD is best left off for {listed(off)}.")
+    return sentences
+
+
+def _protocols(summary: Sequence[Row]) -> list[dict[str, Any]]:
+    """Mean gain of each protocol and its gain by task, a table a model."""
+    found = []
+    for row in summary:
+        if row["protocols"]:
+            names = list(dict.fromkeys(task for p in row["protocols"] for task in p["values"]))
+            rows = [{**p, "title": title_of(p)} for p in row["protocols"]]
+            found.append({"model": row["model"], "tasks": names, "rows": rows})
+    return found
+
+
+def _gains(result: Result, summary: Sequence[Row]) -> list[dict[str, Any]]:
+    """Layer x alpha_interp: what TCCD gained, at the `alpha_cd` of the fixed protocol, a heat map a model."""
+    found = []
+    # One scale for all models; changes of a point or two stay pale on it.
+    every = result.get("tccd_cells") or ()
+    top = max((abs(c["delta"]) for c in every), default=0)
+    for row in summary:
+        cells = [c for c in every if c["model"] == row["model"]]
+        if not cells:
+            continue
+        fixed = next((p for p in row["protocols"] if p["name"] == "fixed" and p["chosen"]), None)
+        like = every[next(iter(fixed["chosen"].values()))] if fixed else cells[0]
+        same = ("k", "bank", "alpha_cd", "beta", "gate", "gate_threshold", "gate_ramp")
+        at = {(c["layer"], c["alpha_interp"]): c for c in cells if all(c.get(k) == like.get(k) for k in same)}
+        alphas, layers = sorted({a for _, a in at}), sorted({layer for layer, _ in at})
+        rows = [
+            {"head": layer, "cells": [heat(at.get((layer, a)), "delta", top) for a in alphas]} for layer in layers
+        ]
+        n = span(c["n"] for c in at.values())
+        found.append({"model": row["model"], "columns": alphas, "rows": rows, "n": n, "like": like})
+    return found
