@@ -111,6 +111,7 @@ class TaskOutcome(Outcome):
     cost: Signed = 0.0
     delta: Signed = 0.0
     ci95: Interval | None = None
+    clustered_by: str | None = None
 
     @model_validator(mode="after")
     def _states_its_change(self) -> TaskOutcome:
@@ -129,6 +130,7 @@ class Tested(Part):
     question_strings: Count = 1
     p_independent: Fraction | None = None
     p_holm: Fraction | None = None
+    clustered_by: str | None = None
     bank: str = ""
     labels: Labels | None = None
     right: Bits = ""

@@ -98,6 +98,8 @@ def edited(path, value):
         (("cells", 0, "ci95"), [0.2, 0.1], DataError, "low <= high"),
         (("cells", 0, "ci95"), [0.2], ConfigError, r"\[low, high\]"),
         (("cells", 0, "by_task", 0, "task"), 3, ConfigError, "expected text"),
+        (("cells", 0, "by_task", 0, "clustered_by"), {"a": 1}, ConfigError, "expected text"),
+        (("cells", 0, "clustered_by"), 3, ConfigError, "expected text"),
         (("cells", 0, "by_task", 1, "n"), "many", ConfigError, r"by_task\[1\].n"),
         (("tccd", "competing", "delta"), -0.1, DataError, "accuracy - baseline"),
         (("tccd", "competing", "balanced", "p_value"), 2, DataError, "balanced.p_value = 2; expected at most 1"),
