@@ -27,6 +27,7 @@ from eval.zoo import load
 from probes.asking.arms import Answers, answer
 from probes.report.envelope import envelope
 from probes.statistics.clusters import clusters_of_samples
+from probes.statistics.folds import best
 from probes.statistics.outcomes import gain
 from tccd import CentroidBank, TCCDConfig
 from tccd.atomic import write_atomic
@@ -85,11 +86,9 @@ def choose(settings: Sequence[Setting], competing: np.ndarray, grounded: np.ndar
     """The index of each rule's setting, from the changes in accuracy, shape (settings,), on the choosing half."""
     chosen = {}
     for rule in RULES:
-        mine = [i for i, s in enumerate(settings) if s.rule == rule]
-        harmless = [i for i in mine if grounded[i] >= -HARM]
-        chosen[rule] = (
-            max(harmless, key=lambda i: competing[i]) if harmless else max(mine, key=lambda i: grounded[i])
-        )
+        mine = np.array([s.rule == rule for s in settings])
+        harmless = mine & (grounded >= -HARM)
+        chosen[rule] = best(competing, harmless) if harmless.any() else best(grounded, mine)
     return chosen
 
 
@@ -131,7 +130,8 @@ def result(bar: Progress, questions: int | None = None, fit: int = 1500, seed: i
             block["choosing_delta"] = float(changes[name][index])
             rules[rule]["models"][name] = block
     config = {"seed": seed, "choosing": len(first), "held_out": len(second), "settings": len(settings)}
-    return envelope("Gain and harm of contrast by rule", config | {"harm_allowed": HARM}) | {"rules": rules}
+    head = envelope("Gain and harm of contrast by rule", config | {"harm_allowed": HARM}, schema="tccd-accuracy/1")
+    return head | {"rules": rules}
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -36,6 +36,7 @@ from probes.report.envelope import envelope
 from probes.report.prose import shared
 from probes.report.sections import answer as answer_of
 from probes.statistics.clusters import clusters_of_samples
+from probes.statistics.folds import best
 from probes.statistics.outcomes import accuracy, gain
 from tccd import TCCD, CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
@@ -230,8 +231,8 @@ def result(pool: Workers, sizes: Sizes, seed: int) -> dict[str, Any]:
     shares = [slice(i, None, WORKERS) for i in range(WORKERS)]
     tried = pool.map("try_settings", [("competing", found["competing"][0], share) for share in shares])
     plain, contrasted = np.concatenate([t[0] for t in tried]), np.concatenate([t[1] for t in tried], axis=1)
-    best = int(contrasted.sum(1).argmax())
-    k, config = list(grid())[best]
+    chosen = best(contrasted.sum(1))
+    k, config = list(grid())[chosen]
     measured = pool.map("measure", [(name, found[name][0][k], config) for name in MODELS])
     choices = {"layer": LAYERS, "k": KS, "alpha_interp": ALPHA_INTERP, "alpha_cd": ALPHA_CD, "beta": BETA}
     report = envelope(
@@ -250,7 +251,7 @@ def result(pool: Workers, sizes: Sizes, seed: int) -> dict[str, Any]:
         "items": {},
         "questions": {name: found[name][1]["questions"][name] for name in MODELS},
     }
-    in_sample = float(contrasted[best].mean() - plain.mean())
+    in_sample = float(contrasted[chosen].mean() - plain.mean())
     chosen_on = {"model": "competing", "n": len(plain), "in_sample_delta": in_sample}
     settings = {"chosen_with": "competing", "k": k} | asdict(config)
     for name, (blocks, rows, examples) in reversed(list(zip(MODELS, measured, strict=True))):

@@ -135,7 +135,8 @@ def result(null_sets: int, other_sets: int, workers: int, seed: int = 42) -> dic
         for (case, _), n, shares in zip(every, sets, found, strict=True)
     ]
     config = {"seed": seed, "right": RIGHT, "harmed": HARMED, "by_picture": BY_PICTURE, "by_string": BY_STRING}
-    return envelope('How often advise says "on"', config | {"shared": SHARED}) | {"rows": rows}
+    head = envelope('How often advise says "on"', config | {"shared": SHARED}, schema="tccd-null-advice/1")
+    return head | {"rows": rows}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:

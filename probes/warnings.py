@@ -63,7 +63,7 @@ def _blind(result: Mapping[str, Any], model: str) -> str | None:
 def _negative(result: Mapping[str, Any], model: str) -> str | None:
     below = [
         cell
-        for cell in result["cells"]
+        for cell in result.get("cells") or ()
         if cell["model"] == model and cell["modality"] == "text" and cell["ci95"][1] < 0
     ]
     if not below:

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from probes.report.prose import listed
+
 
 def told(result: Mapping[str, Any]) -> list[str]:
-    """Sentences on each model's data, the model named where there are several; none for a report without them.
+    """Sentences on each model's data, one for all that were asked alike; none for a report without them.
 
     Args:
         result: a validated result.
     """
-    blocks = result.get("data") or {}
-    found = []
-    for model, block in blocks.items():
-        head = f"{model}: " if len(blocks) > 1 else ""
-        found.append(head + " ".join([_counted(block), *_overlaps(block)]))
+    alike: dict[str, list[str]] = {}
+    for model, block in (result.get("data") or {}).items():
+        alike.setdefault(" ".join([_counted(block), *_overlaps(block)]), []).append(model)
+    several = sum(map(len, alike.values())) > 1
+    heads = ["each model: "] if len(alike) == 1 else [f"{listed(models)}: " for models in alike.values()]
+    found = [(head if several else "") + told for head, told in zip(heads, alike, strict=False)]
     # The config of several reports is one of theirs by source.
     configs = [result["config"], *(one for one in result["config"].values() if isinstance(one, Mapping))]
     for base in dict.fromkeys(one["fitted_on"] for one in configs if isinstance(one.get("fitted_on"), str)):

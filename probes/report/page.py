@@ -83,7 +83,7 @@ def _environment() -> Any:
 
     def typeset(text: str) -> Any:
         # Superscript characters come from a second font where the first lacks them; `<sup>` doesn't.
-        escaped = re.sub(r"(\blayer|\bp|\bK|\balpha_\w+|=) (?=[=\d])", "\\1\u00a0", str(markup.escape(text)))
+        escaped = re.sub(r"(\blayer|\bp|\bn|\bK|\balpha_\w+|=) (?=[=\d])", "\\1\u00a0", str(markup.escape(text)))
         return markup(re.sub("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: f"<sup>{m[0].translate(_LOWERED)}</sup>", escaped))
 
     environment.filters.update(

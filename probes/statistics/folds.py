@@ -55,6 +55,17 @@ def folds(clusters: Sequence[str] | ArrayLike, n_folds: int, seed: int = 0) -> N
     return dealt[which]
 
 
+def best(scores: ArrayLike, allowed: ArrayLike | None = None) -> int:
+    """The setting with the highest score, of equals the first: order settings from the mildest.
+
+    Args:
+        scores: shape (settings,): right answers, or changes in accuracy, of items that judge nothing else.
+        allowed: which settings may be chosen, boolean, shape (settings,), at least one; None for all.
+    """
+    scores = np.asarray(scores, dtype=float)
+    return int((scores if allowed is None else np.where(np.asarray(allowed, bool), scores, -np.inf)).argmax())
+
+
 def choose(plain: ArrayLike, settings: ArrayLike) -> int:
     """The setting with the most right answers, or `OFF` where none has more than plain decoding.
 
@@ -65,8 +76,8 @@ def choose(plain: ArrayLike, settings: ArrayLike) -> int:
         settings: the same by setting, shape (settings, n).
     """
     right = np.asarray(settings).sum(axis=1)
-    best = int(right.argmax())
-    return best if right[best] > np.asarray(plain).sum() else OFF
+    found = best(right)
+    return found if right[found] > np.asarray(plain).sum() else OFF
 
 
 def held_out(plain: ArrayLike, settings: ArrayLike, fold: ArrayLike) -> HeldOut:

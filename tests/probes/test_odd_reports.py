@@ -8,6 +8,7 @@ import pytest
 
 from probes.compare import read_report
 from probes.report import SCHEMA
+from probes.report.page import render
 from tccd.errors import ConfigError, DataError
 from tests.probes.probed import probed
 
@@ -41,3 +42,23 @@ def test_a_report_of_before_has_neither_pictures_nor_warnings(tmp_path):
     assert not {"data", "warnings"} & set(old)
     (tmp_path / "report.json").write_text(json.dumps(old))
     assert read_report(tmp_path)["title"] == old["title"]
+
+
+def test_a_report_of_the_schema_before_is_read_and_says_what_its_intervals_are(tmp_path):
+    old = probed() | {"schema": "tccd-report/2"}
+    for part in ("cells", "controls", "tccd_cells"):
+        for row in old[part]:
+            for task in row["by_task"]:
+                del task["clustered_by"]
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    read = read_report(tmp_path)
+    assert read == old | {"schema": SCHEMA}
+    told = "written by an earlier version, which took the questions of a task as independent"
+    assert told in render(read)
+    assert told not in render(probed())
+
+
+def test_a_report_of_any_other_schema_is_refused_by_its_name(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(probed(n=8) | {"schema": "tccd-report/1"}))
+    with pytest.raises(ConfigError, match=r"'tccd-report/1'; expected 'tccd-report/3'.*measure it anew"):
+        read_report(tmp_path)

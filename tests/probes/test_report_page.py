@@ -58,7 +58,7 @@ def test_the_page_is_usable_without_seeing_it(page):
 
 def test_captions_tell_n_and_the_interval(page):
     for caption in re.findall(r"<figcaption>(.*?)</figcaption>", page, re.S):
-        assert re.search(r"n = \d", caption)
+        assert re.search(r"n(&nbsp;| )=(&nbsp;| )\d", caption)
         assert re.search(r"95(&nbsp;|\s)%", caption)
         assert re.search("Wilson|Tango", caption)
 

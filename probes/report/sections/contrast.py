@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from probes.report.charts import heat
-from probes.report.prose import interval, listed, points, settings, span
+from probes.report.prose import interval, listed, points, probability, settings, span
 from probes.report.section import Report, Result, Section
 from probes.report.summary import Row, protocol_names, summarise, title_of
 from probes.report.values import (
@@ -130,15 +130,19 @@ def advised(advice: Sequence[Mapping[str, Any]]) -> list[str]:
         # In a sentence only what was turned on, and not where the bank lies.
         shown = {k: v for k, v in found["settings"].items() if k != "bank" and (k != "beta" or v)}
         sentences.append(f"TCCD is recommended for {found['model']} at {settings(shown)} ({gain}).")
-    off = [
-        f"{one['model']} ({points(one['held_out']['delta'], True)} points on held-out pictures, "
-        f"95\u202f% CI {interval(one['held_out']['ci95'], True)})"
-        for one in advice
-        if not one["on"]
-    ]
+    off = [f"{one['model']} ({_unsure(one)})" for one in advice if not one["on"]]
     if off:
         sentences.append(f"TCCD is best left off for {listed(off)}.")
     return sentences
+
+
+def _unsure(advice: Mapping[str, Any]) -> str:
+    held_out, settings_tried = advice["held_out"], advice["n_settings"]
+    gain = f"{points(held_out['delta'], True)} points on held-out pictures"
+    bounds = f"95\u202f% CI {interval(held_out['ci95'], True)}"
+    # The interval is of one choice; the test knows of all that were tried.
+    many = f" for the best of {settings_tried} settings" if settings_tried > 1 else ""
+    return f"{gain}, {bounds}; p {probability(advice['p_adjusted'])}{many}"
 
 
 def _protocols(summary: Sequence[Row]) -> list[dict[str, Any]]:
