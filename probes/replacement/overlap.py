@@ -46,8 +46,9 @@ def seen_pictures(result: Mapping[str, Any]) -> list[dict[str, str]]:
         {
             "code": "seen-pictures",
             "model": model,
-            "text": f"{of['overlap']:,} of {block['pictures']:,} pictures were among those that bank {bank} was "
-            "fitted on: what is measured on them is not held out; ask about another split, or fit on one",
+            "text": f"{of['overlap']:,} of {block['pictures']:,} pictures were among those that "
+            f"{f'bank {bank}' if len(block['banks']) > 1 else 'the bank'} was fitted on: what is measured on them "
+            "is not held out; ask about another split, or fit on one",
         }
         for model, block in result["data"].items()
         for bank, of in block["banks"].items()

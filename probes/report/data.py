@@ -18,7 +18,7 @@ def told(result: Mapping[str, Any]) -> list[str]:
     for model, block in (result.get("data") or {}).items():
         alike.setdefault(" ".join([_counted(block), *_overlaps(block)]), []).append(model)
     several = sum(map(len, alike.values())) > 1
-    heads = ["each model: "] if len(alike) == 1 else [f"{listed(models)}: " for models in alike.values()]
+    heads = ["Each model: "] if len(alike) == 1 else [f"{listed(models)}: " for models in alike.values()]
     found = [(head if several else "") + told for head, told in zip(heads, alike, strict=False)]
     # The config of several reports is one of theirs by source.
     configs = [result["config"], *(one for one in result["config"].values() if isinstance(one, Mapping))]

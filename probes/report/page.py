@@ -46,10 +46,21 @@ def render(result: Result | Report, tables: Mapping[str, str] | None = None, sou
         title=result["title"],
         created=datetime.fromisoformat(result["created"]).strftime("%d %B %Y, %H:%M").lstrip("0"),
         answer=sections.answer(report),
-        warnings=[warning["text"] for warning in result.get("warnings") or ()],
+        warnings=_warnings(result),
         headings=[(at, markup(title)) for body in bodies for at, title in _HEADING.findall(body)],
         bodies=[markup(body) for body in bodies],
     )
+
+
+def _warnings(result: Result) -> list[str]:
+    """Sentences, the model named where there are several."""
+    several = len(result["models"]) > 1
+    found = []
+    for warning in result.get("warnings") or ():
+        text = warning["text"]
+        told = f"{warning['model']}: {text}" if several else text[:1].upper() + text[1:]
+        found.append(prose.minus(told) + ".")
+    return found
 
 
 def load_templates() -> None:
@@ -84,6 +95,7 @@ def _environment() -> Any:
     def typeset(text: str) -> Any:
         # Superscript characters come from a second font where the first lacks them; `<sup>` doesn't.
         escaped = re.sub(r"(\blayer|\bp|\bn|\bK|\balpha_\w+|=) (?=[=\d])", "\\1\u00a0", str(markup.escape(text)))
+        escaped = re.sub(r"(?<=\d) (?=%)", "\u202f", escaped)
         return markup(re.sub("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: f"<sup>{m[0].translate(_LOWERED)}</sup>", escaped))
 
     environment.filters.update(

@@ -94,3 +94,20 @@ def test_the_answer_tells_what_is_advised():
     text = "".join(Reader(render(plain(compared()))).text)
     assert re.search(r"TCCD is recommended for competing at layer.=.\d", text)
     assert "TCCD is best left off for a-model-with-quite-a-long-name-7b" in text
+
+
+def test_a_warning_is_a_sentence_and_names_its_model_among_several():
+    warning = {"code": "x", "model": "competing", "text": "the cost is -2.5 points, 95 % of all"}
+    one = render(plain(probed() | {"warnings": [warning]}))
+    assert "<li>The cost is \u22122.5 points, 95\u202f% of all.</li>" in one
+    two = compared()
+    two["warnings"] = [warning]
+    assert "<li>competing: the cost is \u22122.5 points" in render(plain(two))
+
+
+def test_what_is_left_off_says_by_which_test():
+    off = "".join(Reader(render(plain(compared()))).text)
+    assert re.search(r"with-quite-a-long-name-7b \(.* for the best of 8 settings\)", off)
+    single = probed(helped=0)
+    single["tccd_cells"], single["protocols"] = single["tccd_cells"][:1], {}
+    assert re.search(r"p = \S+\)\.$", answer(single)[-1])
