@@ -43,7 +43,7 @@ class TasksSection(Section):
                 svg = markup(figures.bars(groups, label, f"task{index}-"))
                 tasks.append({"model": row["model"], "slice": row["headline"], "rows": rows, "svg": svg})
         blind = any(of["blind"] is not None for one in tasks for of in one["rows"].values())
-        # Reports of before say nothing of what a task's interval is clustered by: it was by question alone.
+        # Reports of before don't say what a task's interval is clustered by.
         older = any("clustered_by" not in of for cell in _cells(report.result) for of in cell.get("by_task") or ())
         return {"tasks": tasks, "blind_tasks": blind, "older": older} if tasks else None
 
