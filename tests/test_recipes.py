@@ -88,3 +88,19 @@ def test_a_data_source_is_a_generator_and_a_line_in_the_table(monkeypatch: pytes
     samples = load_samples("toy", limit=2)
     assert [s.prompt for s in samples] == ["what is 0?", "what is 1?"]
     assert samples[0].picture_digest != samples[1].picture_digest
+
+
+def test_a_probe_asks_through_arms() -> None:
+    """How many answers change when the whole tail is erased: a probe in one function of a model and samples."""
+    from eval.zoo import load as load_model
+    from probes.asking.arms import Arm, answer
+    from tccd import fit_bank
+    from tccd.decoding.references import centroid_erasure
+
+    model, processor = load_model("llava-grounded")
+    train = load_samples("easy-vqa", split="train", limit=20, seed=0)
+    bank = fit_bank(model, processor, train, layers={"text": 2}, k=2, prompt=None)
+    test = load_samples("easy-vqa", split="test", limit=20, seed=0)
+    found = answer(model, processor, test, [Arm(centroid_erasure(bank, 2, alpha)) for alpha in (0.0, 1.0)])
+    changed = (found.arms != found.clean).sum(1)
+    assert changed[0] > 0 == changed[1]
