@@ -63,8 +63,8 @@ class Measured(NamedTuple):
     """A model on the held-out half: the gain, every item's two answers, and a few examples."""
 
     blocks: dict[str, Any]
-    rows: list[dict]
-    examples: list[dict]
+    rows: list[dict[str, Any]]
+    examples: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Demo:
             tick(start + len(chunk), len(self.held_out))
         return words
 
-    def _blocks(self, rows: list[dict]) -> dict[str, Any]:
+    def _blocks(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         plain = np.array([r["plain"] == r["answer"] for r in rows])
         contrasted = np.array([r["tccd"] == r["answer"] for r in rows])
         clusters = clusters_of_samples(self.held_out)
@@ -182,11 +182,13 @@ class Demo:
         right = np.array([self.majority.get(s.prompt) == s.answer for s in self.held_out])
         return accuracy(right, clusters_of_samples(self.held_out))
 
-    def examples(self, name: str, bank: CentroidBank, config: TCCDConfig, rows: list[dict]) -> list[dict]:
+    def examples(
+        self, name: str, bank: CentroidBank, config: TCCDConfig, rows: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
         """A few held-out questions, the first of each kind: put right, made wrong, and kept."""
-        helped: dict[str, dict] = {}
-        harmed: list[dict] = []
-        kept: list[dict] = []
+        helped: dict[str, dict[str, Any]] = {}
+        harmed: list[dict[str, Any]] = []
+        kept: list[dict[str, Any]] = []
         for row in rows:
             plain, contrasted = row["plain"] == row["answer"], row["tccd"] == row["answer"]
             if contrasted and not plain:
@@ -197,7 +199,9 @@ class Demo:
         by_id = {s.id: s for s in self.held_out}
         return [self._example(name, bank, config, by_id[row["id"]], row) for row in chosen]
 
-    def _example(self, name: str, bank: CentroidBank, config: TCCDConfig, of: Sample, row: dict) -> dict:
+    def _example(
+        self, name: str, bank: CentroidBank, config: TCCDConfig, of: Sample, row: dict[str, Any]
+    ) -> dict[str, Any]:
         model, processor = self.zoo[name]
         inputs = encode(processor, [[of.image]], [of.prompt])
         tccd = TCCD(model, bank, config=config)
@@ -278,7 +282,7 @@ class Workers:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
-    def map(self, method: str, calls: Sequence[tuple]) -> list[Any]:
+    def map(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call a method of `Demo` with each of the arguments, side by side."""
         return [future.result() for future in [self._pool.submit(_call, method, *call) for call in calls]]
 
@@ -317,7 +321,7 @@ def table(report: dict[str, Any]) -> list[Table]:
     layers = sorted({cell["layer"] for cell in report["cells"]})
     for head in ("model", "modality", "K", *(f"layer {layer}" for layer in layers)):
         cost.add_column(head, justify="right" if head.startswith("layer") or head == "K" else "left")
-    rows: dict[tuple, dict[int, dict]] = {}
+    rows: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for cell in report["cells"]:
         rows.setdefault((cell["model"], cell["modality"], cell["k"]), {})[cell["layer"]] = cell
     for (model, modality, k), by_layer in rows.items():
