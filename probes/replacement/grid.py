@@ -83,7 +83,7 @@ class Control:
     """A control of one cell.
 
     Attributes:
-        kind: one of `probes.report.schema.CONTROLS`.
+        kind: see `probes.report.sections.controls.Control`.
         of: number of the cell among the plan's.
         cell: what was done instead.
         against: number of the other modality's cell whose dose was matched.

@@ -12,7 +12,7 @@ from tccd.data import Sample
 def data_block(
     samples: Sequence[Sample], pictures: Sequence[str], banks: Mapping[str, CentroidBank]
 ) -> dict[str, Any]:
-    """A model's entry in a report's `data`; see `probes.report.schema`.
+    """A model's entry in a report's `data`; see `probes.report.sections.measured.Data`.
 
     Args:
         samples: the questions.

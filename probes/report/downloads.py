@@ -16,7 +16,7 @@ ROOM = 1_500_000
 def downloads(result: Mapping[str, Any], tables: Mapping[str, str]) -> list[dict[str, Any]]:
     """The files beside the page, and where there is room for it the same as a `data:` link.
 
-    The JSON in the page leaves out the outcomes of single questions and the pictures, which the page shows.
+    What is in the page leaves out the outcomes of single questions, and the pictures, which the page shows.
 
     Args:
         result: a validated result.
@@ -29,7 +29,8 @@ def downloads(result: Mapping[str, Any], tables: Mapping[str, str]) -> list[dict
         kind = "application/json" if name.endswith(".json") else "text/csv"
         links[name] = f"data:{kind};charset=utf-8;base64," + base64.b64encode(text.encode()).decode()
     held, room = set(), ROOM
-    for name in sorted(links.keys() - {"report-questions.csv"}, key=lambda name: len(links[name])):
+    single = {name for s in sections.SECTIONS if s.heavy & set(s.parts) for name in s.files}
+    for name in sorted(links.keys() - single, key=lambda name: len(links[name])):
         if len(links[name]) <= room:
             room -= len(links[name])
             held.add(name)
@@ -37,7 +38,7 @@ def downloads(result: Mapping[str, Any], tables: Mapping[str, str]) -> list[dict
 
 
 def _light(result: Mapping[str, Any]) -> dict[str, Any]:
-    heavy = frozenset().union(*(section.heavy for section in sections.SECTIONS))
+    heavy = {key for section in sections.SECTIONS for key in section.heavy}
     parts = {part for section in sections.SECTIONS for part in section.parts}
     kept: dict[str, Any] = {key: value for key, value in result.items() if key not in heavy}
     for part in parts & kept.keys():

@@ -76,7 +76,6 @@ def _of_the_run(result: Result, tables: Mapping[str, str], source: str | None) -
         "versions": result["versions"],
         "config": json.dumps(result["config"], indent=2, ensure_ascii=False),
         "digest": hashlib.sha256(source.encode()).hexdigest() if source is not None else None,
-        "n_items": sum(map(len, (result.get("items") or {}).values())),
     }
 
 

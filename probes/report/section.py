@@ -46,7 +46,8 @@ class Section:
         name: of the section; its template is `<name>.html.j2`, where there is one.
         data: its part of the JSON: the fields are keys of the result. A field without a default must be there.
         files: names of the CSV files that it may write, with what each holds.
-        heavy: keys, of the result or of rows, that the JSON inside the page leaves out.
+        heavy: keys, of the result or of rows, that the JSON inside the page leaves out. The CSV files of a section
+            whose parts are among them stand beside the page alone.
         adjusted: lists of rows whose p-values are adjusted over the whole list, also of several reports.
         evidence: parts that tell something by themselves: a report has at least one of all sections' evidence.
     """
