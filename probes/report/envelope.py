@@ -36,11 +36,15 @@ def envelope(
     }
 
 
-def installed() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on, as far as they are installed."""
+def installed(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on, as far as they are installed.
+
+    Args:
+        more: packages beside those of every result.
+    """
     packages = ("tccd", "torch", "transformers", "numpy", "faiss-cpu", "scikit-learn", "scipy", "statsmodels")
     found = {"python": platform.python_version()}
-    for package in packages:
+    for package in (*packages, *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

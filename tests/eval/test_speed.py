@@ -13,6 +13,7 @@ from rich.console import Console
 from eval.baselines.two_pass import two_pass
 from eval.speed import models, probe, timing
 from eval.speed import transformers as speed
+from probes.report.envelope import envelope, installed
 from tests import oracle
 from tests.tiny import Row, cached_tiny, inputs
 
@@ -137,3 +138,11 @@ def test_naive_way_erases() -> None:
     clean, erased, kept = probe.naive(model, batch, 1, "text", vectors, (0.0, 1.0))
     assert not torch.allclose(clean, erased, atol=1e-3)
     torch.testing.assert_close(clean, kept)
+
+
+def test_every_benchmark_has_the_envelope_of_a_report_under_a_name_of_its_own() -> None:
+    found = timing.header("Time of something", {"rounds": 3}, "vllm-cpu")
+    assert set(found) == set(envelope("", {})) | {"machine"}
+    assert found["schema"] == "tccd-speed/1"
+    assert found["versions"].items() >= installed().items()
+    assert found["config"] == {"rounds": 3}
