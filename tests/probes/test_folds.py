@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.statistics.folds import OFF, choose, folds, held_out
+from probes.statistics.folds import OFF, best, choose, folds, held_out
 from tccd.errors import ConfigError, DataError
 
 images = st.integers(2, 30).flatmap(
@@ -98,3 +98,14 @@ def test_bad_folds_are_refused():
         held_out([True, False], np.zeros((0, 2)), [0, 1])
     with pytest.raises(DataError, match="expected"):
         held_out([True, False], [[True]], [0, 1])
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=12))
+def test_the_best_is_the_first_of_the_highest_that_may_be_chosen(settings):
+    scores, allowed = (np.array(of) for of in zip(*settings, strict=True))
+    assert best(scores) == scores.tolist().index(scores.max())
+    if allowed.any():
+        found = best(scores, allowed)
+        assert allowed[found]
+        assert scores[found] == scores[allowed].max()
+        assert not (allowed & (scores == scores[found]))[:found].any()
