@@ -55,7 +55,7 @@ def write_atomic(path: Path, data: bytes, check: Callable[[Path], None] | None =
         if check is not None:
             check(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         _remove(temporary)
         raise error if isinstance(error, WriteError) else unwritable(path, error, len(data)) from error
@@ -121,7 +121,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{next(_COUNT)}.tmp")
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in a folder last. Not every system lets a folder be opened."""
     if hasattr(os, "O_DIRECTORY"):
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

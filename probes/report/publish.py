@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from tccd.atomic import unwritable
+from tccd.atomic import sync_folder, unwritable
 from tccd.errors import ConfigError
 
 _STAGED = ".report-staged"
@@ -50,9 +50,9 @@ def publish(folder: Path, contents: Mapping[str, bytes], known: Collection[str])
                 file.flush()
                 os.fsync(file.fileno())
         at = folder
-        _sync(staged)
+        sync_folder(staged)
         os.rename(staged, folder / _READY)
-        _sync(folder)
+        sync_folder(folder)
         settle(folder, known)
     except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
@@ -79,7 +79,7 @@ def settle(folder: Path, known: Collection[str]) -> None:
         for name in names:
             if name in known and (ready / name).is_file():
                 os.replace(ready / name, folder / name)
-        _sync(folder)
+        sync_folder(folder)
         (ready / _NAMES).unlink()
     shutil.rmtree(ready)
 
@@ -95,13 +95,3 @@ def read_newest(file: Path) -> str:
         return (file.parent / _READY / file.name).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return file.read_text(encoding="utf-8")
-
-
-def _sync(folder: Path) -> None:
-    """Names last once their folder is on disk. Not every system lets a folder be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
