@@ -16,7 +16,19 @@ TRANSFORMERS ?= $(LOWEST)
 FAST := .venv-transformers-$(subst *,x,$(TRANSFORMERS))
 PIP = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-lowest test-newest lint types docs clean
+# Another Python may have no small build of torch: these tests need neither torch nor transformers.
+PYTHONS := .venv-$(notdir $(PYTHON))
+LIGHT := numpy pillow typer rich filelock safetensors pytest pytest-timeout hypothesis \
+	scipy statsmodels jinja2 matplotlib pydantic scikit-learn easy-vqa
+LIGHT_TESTS := tests/tccd/data/test_easy_vqa.py tests/tccd/data/test_folders.py tests/tccd/data/test_jsonlines.py \
+	tests/tccd/data/test_manifest.py tests/tccd/data/test_pictures.py tests/tccd/data/test_sample.py \
+	tests/tccd/data/test_take.py tests/tccd/test_atomic.py tests/tccd/test_digits.py tests/tccd/test_errors.py \
+	tests/tccd/test_locking.py tests/tccd/decoding/test_config.py \
+	tests/probes/test_bootstrap.py tests/probes/test_clusters.py tests/probes/test_folds.py \
+	tests/probes/test_protocols.py tests/probes/test_signs.py tests/probes/test_statistics.py \
+	tests/test_architecture.py
+
+.PHONY: demo test test-python test-fast test-lowest test-newest lint types docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/python -m eval.demo
@@ -31,6 +43,9 @@ test-fast: $(FAST)/.installed
 	$(FAST)/bin/python -m pytest -m "not slow and not vllm and not browser" tests/tccd/engine tests/tccd/decoding \
 		--ignore tests/tccd/decoding/vllm --ignore tests/tccd/decoding/test_real_models.py \
 		tests/tccd/test_decoder.py tests/tccd/test_modality.py $(ARGS)
+
+test-python: $(PYTHONS)/.installed
+	$(PYTHONS)/bin/python -m pytest -m "not slow" $(LIGHT_TESTS) $(ARGS)
 
 test-lowest:
 	$(MAKE) --no-print-directory test-fast TRANSFORMERS="$(LOWEST)"
@@ -73,6 +88,11 @@ $(FAST)/.installed: pyproject.toml
 	$(FAST)/bin/python $(PIP) -e ".[faiss,sklearn,data,report,dev]" "transformers==$(TRANSFORMERS)" "$(TORCH)"
 	touch $@
 
+$(PYTHONS)/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(PYTHONS)
+	$(PYTHONS)/bin/python $(PIP) $(LIGHT)
+	touch $@
+
 $(DOCS)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'
 	$(PYTHON) -m venv $(DOCS)
@@ -81,4 +101,4 @@ $(DOCS)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(DEMO) $(TEST) $(DOCS) .venv-transformers-* out
+	rm -rf $(DEMO) $(TEST) $(DOCS) .venv-transformers-* .venv-python* out
