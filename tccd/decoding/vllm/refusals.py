@@ -129,6 +129,13 @@ def check_banks(banks: Banks, model: ModelIdentity, loaded: bool = False) -> Non
                 f"model {model.model_type!r}). Serve the model it was fitted for, or fit a bank for this one "
                 "(tccd fit)"
             )
+        if bank.model.embedding and model.embedding and bank.model.embedding != model.embedding:
+            raise BankMismatchError(
+                f"bank {name!r}: the bank was fitted for another model (embeddings: bank "
+                f"{bank.model.model_id!r} with fingerprint {bank.model.embedding[:12]}, model {model.model_id!r} "
+                f"with {model.embedding[:12]}). "
+                "Serve the model it was fitted for, or fit a bank for this one (tccd fit)"
+            )
         # Without a kind, which was compared above: vLLM has no --fitted-on to advise.
         seen = replace(model, model_type="")
         if bank.model.embedding and (model.embedding or not loaded):

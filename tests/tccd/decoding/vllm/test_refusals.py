@@ -180,7 +180,10 @@ def test_banks_of_other_models(loaded):
     for other, said in (
         (replace(model, model_type="llava"), "kind: bank 'llava', model 'qwen2_5_vl'"),
         (replace(model, num_layers=7), "number of layers: bank 7, model 5"),
-        (replace(elsewhere, embedding="0" * 64), "embeddings: bank"),
+        (
+            replace(elsewhere, embedding="0" * 64),
+            f"embeddings: bank 'x' with fingerprint 0+, model '{model.model_id}' with",
+        ),
         (replace(elsewhere, embedding=None), "model id: bank 'x'"),
     ):
         with pytest.raises(BankMismatchError, match=f"bank 'a': the bank was fitted for another model .*{said}"):
