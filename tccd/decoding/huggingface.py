@@ -19,8 +19,8 @@ from tccd.decoding.config import Rule, RuleSettings, TCCDConfig, TCCDSettings
 from tccd.decoding.logits_processor import TCCDLogitsProcessor, WatchingSession
 from tccd.decoding.references import centroid_erasure, text_layer
 from tccd.decoding.session import Contrasted, ContrastSession
-from tccd.engine.reference import EMBEDDINGS, Reference
-from tccd.engine.support import check_model
+from tccd.engine.reference import Reference
+from tccd.engine.support import check_model, check_reference
 from tccd.errors import ConfigError, UnsupportedModelError
 
 _MODES = (
@@ -77,8 +77,7 @@ class Contrast:
         self.decoder = find_decoder(model)
         self.reference = reference
         self.rule = rule
-        if reference.layer != EMBEDDINGS:
-            self.decoder.check_layer(reference.layer, last_allowed=False)
+        check_reference(self.decoder, reference)
         check_model(self.decoder)
         self._local = threading.local()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tccd.decoder import Decoder, replace_first
-from tccd.engine.installation import current, install, uninstall
+from tccd.engine.installation import running
 from tccd.errors import ConfigError
 
 
@@ -74,18 +74,6 @@ class _Reader:
         self.is_open = False
 
 
-@contextmanager
-def _reading(reader: _Reader) -> Iterator[None]:
-    install(reader.decoder)
-    token = current.set(reader)
-    try:
-        yield
-    finally:
-        reader.close()
-        current.reset(token)
-        uninstall(reader.decoder)
-
-
 def read_embeddings(decoder: Decoder, inputs: dict[str, Any]) -> tuple[Tensor, dict[int, Tensor]]:
     """What a model's layers would be given for a batch of prompts.
 
@@ -100,7 +88,7 @@ def read_embeddings(decoder: Decoder, inputs: dict[str, Any]) -> tuple[Tensor, d
     reader = _Reader(decoder)
 
     def read() -> None:
-        with _reading(reader), torch.no_grad(), suppress(_Done):
+        with running(reader), torch.no_grad(), suppress(_Done):
             decoder.model(**inputs, use_cache=False)
 
     Context().run(read)  # an empty context: no session is on, and nobody records outputs

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -83,6 +84,25 @@ def uninstall(decoder: Decoder) -> None:
         if installation.count == 0:
             installation.remove()
             del _installed[decoder.model]
+
+
+@contextmanager
+def running(guest: Guest) -> Iterator[None]:
+    """Run a guest on its model in this thread; afterwards it is closed, and nothing of it is on the model.
+
+    A processor may be dropped at any time: in another context than it was made in, or while another guest has
+    taken its place. Only the guest whose turn it is gives the turn back.
+    """
+    install(guest.decoder)
+    before = current.get()
+    current.set(guest)
+    try:
+        yield
+    finally:
+        guest.close()
+        if current.get() is guest:
+            current.set(before if before is not None and before.is_open else None)
+        uninstall(guest.decoder)
 
 
 def is_installed(model: nn.Module) -> bool:

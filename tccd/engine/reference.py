@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tccd.decoder import Decoder
+from tccd.engine.embeddings import read_embeddings, repeated
 from tccd.modality import Modality, ModalityMap
 
 #: `Reference.layer` of one that departs before the first layer.
@@ -177,21 +178,18 @@ class OtherImage(Reference):
     """
 
     inputs: dict[str, Any]
-    layer: int = EMBEDDINGS
+    layer: int = field(default=EMBEDDINGS, init=False)
     embeddings: Tensor | None = None
     additions: dict[int, Tensor] | None = None
 
     def prepare(self, decoder: Decoder, ids: Tensor) -> OtherImage:
         """Read what the model makes of the other pictures before its first layer, and between layers."""
-        from tccd.engine.embeddings import read_embeddings, repeated
-
-        embeddings, additions = read_embeddings(decoder, self.inputs)
         times = repeated(self.inputs["input_ids"].to(ids.device), ids)
-        return OtherImage(
-            self.inputs,
-            self.layer,
-            embeddings.repeat_interleave(times, 0),
-            {layer: one.repeat_interleave(times, 0) for layer, one in additions.items()},
+        embeddings, additions = read_embeddings(decoder, self.inputs)
+        return replace(
+            self,
+            embeddings=embeddings.repeat_interleave(times, 0),
+            additions={layer: one.repeat_interleave(times, 0) for layer, one in additions.items()},
         )
 
     def layout(self, modalities: ModalityMap) -> Layout:

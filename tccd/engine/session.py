@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,19 @@ from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder, first_tensor, replace_first
 from tccd.engine import masks, streams
-from tccd.engine.installation import current, install, session_of, uninstall
+from tccd.engine.installation import running, session_of
 from tccd.engine.packing import CausalFirst, PackedCache, Step, is_suffix, on
 from tccd.engine.reference import EMBEDDINGS, Reference
 from tccd.engine.streams import ErasedLayer
-from tccd.engine.support import check_cache, check_call, check_model, check_prefix, naming_layer, run_alone
+from tccd.engine.support import (
+    check_cache,
+    check_call,
+    check_model,
+    check_prefix,
+    check_reference,
+    naming_layer,
+    run_alone,
+)
 from tccd.errors import ConfigError, UnsupportedModelError
 from tccd.modality import modality_map, vision_token_ids
 
@@ -66,8 +74,7 @@ class Session:
         self._kept = 0
         self._caches: list[weakref.ref[Cache]] = []
         for reference in references:
-            if reference.layer != EMBEDDINGS:
-                decoder.check_layer(reference.layer, last_allowed=False)
+            check_reference(decoder, reference)
         check_model(decoder)
 
     # -- what becomes of the streams -------------------------------------------------------------------
@@ -285,16 +292,8 @@ class Session:
             raise ConfigError("another TCCD is active on this model in this thread; close it first")
         if outer is not None:
             outer.close()
-        install(self.decoder)
-        token = current.set(self)
-        try:
+        with running(self):
             yield
-        finally:
-            self.close()
-            # A processor may be dropped in another context than it was made in; it is closed in any case.
-            with suppress(ValueError):
-                current.reset(token)
-            uninstall(self.decoder)
 
     def close(self) -> None:
         """Take the streams' keys and values out of every cache they ride on."""

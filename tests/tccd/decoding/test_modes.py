@@ -215,6 +215,21 @@ def test_several_calls_in_a_row_and_plain_ones_between():
     assert before == after
 
 
+def test_an_older_processor_that_goes_away_leaves_the_session_that_took_its_place():
+    """A processor that nobody closed is collected at any time, in the midst of another session too."""
+    model, batch = cached_tiny("qwen2_5_vl"), inputs("qwen2_5_vl", SINGLE)
+    tccd = TCCD(model, text_bank(model, LAYER), alpha_cd=3.0)
+    contrasted = generate(model, batch, 4, tccd)
+    processor = TCCD(model, text_bank(model, 2)).logits_processor()
+    with tccd:
+        processor.close()
+        within = generate(model, batch, 4)
+    after = generate(model, batch, 4)
+    torch.testing.assert_close(torch.stack(within.logits), torch.stack(contrasted.logits), rtol=0, atol=1e-5)
+    assert not torch.allclose(torch.stack(after.logits), torch.stack(contrasted.logits), atol=1e-2)
+    assert_nothing_left(model)
+
+
 def test_two_threads_on_one_model():
     model = cached_tiny("qwen2_5_vl")
     batches = [inputs("qwen2_5_vl", [Row(after=4 + i)], seed=i) for i in range(3)]
