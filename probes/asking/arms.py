@@ -12,13 +12,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from probes.asking.blind import withheld
 from probes.asking.forward import encode_samples, run_streams
 from probes.asking.generation import generate
 from probes.asking.journal import Journal
 from probes.asking.scoring import Scorer, Target, longest, targets
 from tccd.data import Sample
-from tccd.data.pictures import picture_digest
+from tccd.data.pictures import blank, picture_digest
 from tccd.decoder import Decoder, find_decoder
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.contrast import contrast
@@ -119,7 +118,7 @@ class _Asker:
             logits = erased if arm.config is None else contrast(streams.clean, erased, arm.config)[0]
             chunk["arms"].append(answers(logits, erasure=arm.erasure, config=arm.config))
         if self.blind:
-            grey = [withheld(image) for image in images]
+            grey = [blank(image) for image in images]
             asked = self._encode(open_ones, [grey[i] for i in text]) if text else {}
             chunk["blind"] = answers(run_streams(self.decoder, self._encode(samples, grey), ()).clean)
         return chunk | {"moved": streams.moved, "replaced": streams.replaced}

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from tccd.data import Sample
 
@@ -14,12 +13,6 @@ from tccd.data import Sample
 #: as they were: what is gone is what the picture shows.
 BLIND = "the image replaced by a neutral grey one of its size"
 MAJORITY = "each question's most frequent answer in this very data; its task's, for a question asked once"
-GREY = (128, 128, 128)
-
-
-def withheld(image: Image.Image) -> Image.Image:
-    """A neutral grey picture of the same size."""
-    return Image.new("RGB", image.size, GREY)
 
 
 def majority(samples: Sequence[Sample]) -> np.ndarray:

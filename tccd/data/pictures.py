@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 #: Pixels of a picture, at most; what Pillow takes for an attack.
 MAX_PIXELS = 178_956_970
+#: A neutral grey.
+GREY = (128, 128, 128)
 #: The long side over the short one, at most: Qwen's processors read no picture beyond it.
 MAX_RATIO = 200
 #: File formats of several pictures, whose first is the whole and whose others are parts of it.
@@ -185,6 +187,16 @@ def _from_lab(image: Image.Image, named: str) -> Image.Image:
             f"{named} is in LAB colors, which this Pillow can't read ({error}); save it as RGB"
         ) from error
     return made
+
+
+def blank(image: Image.Image, color: tuple[int, int, int] = GREY) -> Image.Image:
+    """A picture of one color, of the same size: it shows nothing.
+
+    Args:
+        image: whose size it gets.
+        color: red, green and blue, 0 to 255.
+    """
+    return Image.new("RGB", image.size, color)
 
 
 def picture_digest(image: Image.Image) -> str:

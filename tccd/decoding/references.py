@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
+from PIL.Image import Image
 from torch import Tensor
 
 from tccd.centroids.bank import CentroidBank
+from tccd.data.pictures import GREY, blank
 from tccd.engine.reference import Erasure, OtherImage, Withheld
 from tccd.errors import ConfigError
 from tccd.inputs import encode
 from tccd.modality import Modality
-
-#: A neutral grey: a picture that shows nothing.
-GREY = (128, 128, 128)
 
 
 def no_vision() -> Withheld:
@@ -25,7 +23,7 @@ def no_vision() -> Withheld:
 
 def blank_image(
     processor: Any,
-    images: Sequence[Sequence[Image.Image]],
+    images: Sequence[Sequence[Image]],
     prompts: Sequence[str],
     color: tuple[int, int, int] = GREY,
 ) -> OtherImage:
@@ -37,8 +35,8 @@ def blank_image(
         prompts: one a row, the very ones that are decoded.
         color: red, green and blue, 0 to 255.
     """
-    blank = [[Image.new("RGB", image.size, color) for image in row] for row in images]
-    return OtherImage(dict(encode(processor, blank, prompts)))
+    shown = [[blank(image, color) for image in row] for row in images]
+    return OtherImage(dict(encode(processor, shown, prompts)))
 
 
 def text_layer(bank: CentroidBank, layer: int | None) -> int:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from probes.asking.blind import GREY, majority, withheld
+from probes.asking.blind import majority
 from tccd.data import Sample
+from tccd.data.pictures import GREY, blank
 
 
 def sample(prompt: str, answer: str, task: str) -> Sample:
@@ -24,6 +25,6 @@ def test_questions_asked_once_share_their_task():
 
 
 def test_a_withheld_image_is_grey_and_of_the_same_size():
-    grey = withheld(Image.effect_noise((5, 3), 50).convert("RGB"))
+    grey = blank(Image.effect_noise((5, 3), 50).convert("RGB"))
     assert grey.size == (5, 3)
     assert (np.asarray(grey) == GREY).all()

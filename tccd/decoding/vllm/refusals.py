@@ -124,17 +124,12 @@ def check_banks(banks: Banks, model: ModelIdentity, loaded: bool = False) -> Non
     for name in banks.names:
         bank = banks[name]
         if bank.model.model_type != model.model_type:
-            raise BankMismatchError(
-                f"bank {name!r}: the bank was fitted for another model (kind: bank {bank.model.model_type!r}, "
-                f"model {model.model_type!r}). Serve the model it was fitted for, or fit a bank for this one "
-                "(tccd fit)"
-            )
+            raise _other(name, f"kind: bank {bank.model.model_type!r}, model {model.model_type!r}")
         if bank.model.embedding and model.embedding and bank.model.embedding != model.embedding:
-            raise BankMismatchError(
-                f"bank {name!r}: the bank was fitted for another model (embeddings: bank "
-                f"{bank.model.model_id!r} with fingerprint {bank.model.embedding[:12]}, model {model.model_id!r} "
-                f"with {model.embedding[:12]}). "
-                "Serve the model it was fitted for, or fit a bank for this one (tccd fit)"
+            raise _other(
+                name,
+                f"embeddings: bank {bank.model.model_id!r} with fingerprint {bank.model.embedding[:12]}, model "
+                f"{model.model_id!r} with {model.embedding[:12]}",
             )
         # Without a kind, which was compared above: vLLM has no --fitted-on to advise.
         seen = replace(model, model_type="")
@@ -144,6 +139,13 @@ def check_banks(banks: Banks, model: ModelIdentity, loaded: bool = False) -> Non
             bank.check(seen)
         except TCCDError as error:
             raise type(error)(f"bank {name!r}: {error}") from error
+
+
+def _other(name: str, differ: str) -> BankMismatchError:
+    return BankMismatchError(
+        f"bank {name!r}: the bank was fitted for another model ({differ}). Serve the model it was fitted for, or "
+        "fit a bank for this one (tccd fit)"
+    )
 
 
 def _is_default(scheduler: Any) -> bool:
