@@ -37,6 +37,8 @@ def _bank(bank: CentroidBank) -> str:
     for (modality, layer), tensor in bank.tensors.items():
         digest.update(f"{modality}.{layer}.{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
+    if bank.vision_mean is not None:
+        digest.update(b"vision_mean" + bank.vision_mean.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""A bank of centroids: what was fitted, for which model, on what; one safetensors file, never a pickle."""
+"""A bank: centroids and the vision mean of one model, and what they were fitted on; one safetensors file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,17 +20,21 @@ from tccd.centroids.hub import download, upload
 from tccd.centroids.npz import read_npz
 from tccd.centroids.remarks import remarks
 from tccd.centroids.replacement import Centroids
+from tccd.centroids.values import check_centroids, check_vision_mean, matrix
 from tccd.decoder import ModelIdentity, identify
 from tccd.errors import BankError, BankMismatchError
-from tccd.modality import MODALITIES, Modality
+from tccd.modality import Modality
 
 #: Name of a bank's file in a folder or a hub repository.
 BANK_FILE = "bank.safetensors"
 
+#: Name of the vision mean in a bank's file, and of what is known of it in its provenance.
+VISION_MEAN = "vision_mean"
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class CentroidBank:
-    """Centroids of any number of (modality, layer) pairs of one model.
+    """Centroids of any number of (modality, layer) pairs of one model, its vision mean, or both.
 
     Made by `tccd.fit_bank`, `CentroidBank.from_arrays` or `CentroidBank.from_npz`; kept in one safetensors
     file whose metadata says what it is for, and whose checksum covers tensors and metadata.
@@ -41,12 +44,17 @@ class CentroidBank:
         tensors: by (modality, layer), each of shape (K, hidden), fp32, on the CPU.
         entries: by (modality, layer), how each came about.
         provenance: JSON values on the data: `data` (source), `prompt`, `images` (number), `created`, `pictures`
-            (their digests, see `pictures`), `copies` (pictures that show the same as another), others.
+            (their digests, see `pictures`), `copies` (pictures that show the same as another), `vision_mean`
+            (`images`, `tokens`: what it is a mean of), others.
         tccd_version: version of tccd that made it.
+        vision_mean: what the reference `mean-vision` shows in an image's place: shape (num_layers, hidden), fp32,
+            on the CPU. Row `L` is the mean, over all vision tokens of the fitted images, of what decoder layer `L`
+            gets: row 0 of the embeddings, later rows of what the model adds between layers too. None where it was
+            not fitted.
 
     Raises:
-        BankError: an entry is empty, not fp32, not finite, not of the model's width, or above its last layer; or
-            `provenance["pictures"]` is no list of texts.
+        BankError: there is neither an entry nor a vision mean; one of them is empty, not fp32, not finite, not of
+            the model's width or layers; or `provenance["pictures"]` is no list of texts.
 
     Example:
         >>> from tccd.decoder import ModelIdentity
@@ -64,17 +72,20 @@ class CentroidBank:
     entries: Mapping[Key, Entry]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tccd_version: str = ""
+    vision_mean: Tensor | None = None
     _centroids: dict[Key, Centroids] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if not self.tensors:
-            raise BankError("a bank needs at least one (modality, layer) entry; this one has none")
+        if not self.tensors and self.vision_mean is None:
+            raise BankError("a bank needs at least one (modality, layer) entry, or a vision mean; it has none")
         if set(self.tensors) != set(self.entries):
             raise BankError(
                 f"tensors are there for {key_names(self.tensors)}, but entries for {key_names(self.entries)}"
             )
         for key, tensor in self.tensors.items():
-            self._check_entry(key, tensor)
+            check_centroids(self.model, key, tensor, self.entries[key].k)
+        if self.vision_mean is not None:
+            check_vision_mean(self.model, self.vision_mean)
         pictures = self.provenance.get("pictures", [])
         if not isinstance(pictures, list | tuple) or not all(isinstance(one, str) for one in pictures):
             raise BankError('provenance["pictures"] is no list of picture digests (texts)')
@@ -82,31 +93,6 @@ class CentroidBank:
         object.__setattr__(self, "entries", dict(sorted(self.entries.items())))
         object.__setattr__(self, "provenance", dict(self.provenance))
         object.__setattr__(self, "tccd_version", self.tccd_version or _tccd_version())
-
-    def _check_entry(self, key: Key, tensor: Tensor) -> None:
-        if not (isinstance(key, tuple) and len(key) == 2 and key[0] in MODALITIES and type(key[1]) is int):
-            raise BankError(f"entry {key!r} is no (modality, layer) pair such as ('text', 12)")
-        name = key_name(key)
-        if tensor.dtype != torch.float32:
-            raise BankError(f"{name} is {tensor.dtype}; expected torch.float32")
-        if tensor.ndim != 2 or not tensor.shape[0] or tensor.shape[0] != self.entries[key].k:
-            raise BankError(
-                f"{name} has shape {tuple(tensor.shape)}; expected ({self.entries[key].k}, "
-                f"{self.model.hidden_size}) with at least one centroid"
-            )
-        if tensor.shape[1] != self.model.hidden_size:
-            raise BankMismatchError(
-                f"{name} has width {tensor.shape[1]}, but {self.model.model_id} has hidden size "
-                f"{self.model.hidden_size}; these centroids belong to another model"
-            )
-        if not 0 <= key[1] < self.model.num_layers:
-            raise BankMismatchError(
-                f"{name}: layer {key[1]} is out of range; {self.model.model_id} has decoder layers 0 to "
-                f"{self.model.num_layers - 1}"
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor).all(-1)).sum())
-            raise BankError(f"{name}: {bad} of {len(tensor)} centroids are not finite; refit the bank")
 
     # What it holds
 
@@ -118,7 +104,7 @@ class CentroidBank:
         """
         if (modality, layer) not in self.tensors:
             raise BankMismatchError(
-                f"the bank has no {modality} centroids at layer {layer}; it holds {key_names(self.tensors)}. "
+                f"the bank has no {modality} centroids at layer {layer}; it holds {self._held()}. "
                 "Ask for one of these, or fit a bank with that layer"
             )
         key = modality, layer
@@ -146,7 +132,7 @@ class CentroidBank:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to know before trusting it: empty clusters, fewer distinct rows than centroids, copies."""
+        """What to know before trusting it: empty clusters, few distinct rows, few images, copies."""
         return tuple(remarks(self.entries, self.provenance))
 
     def check(self, model: Any, fitted_on: str | None = None) -> str | None:
@@ -169,8 +155,13 @@ class CentroidBank:
         """
         return check_belongs(self.model, _identity(model), fitted_on)
 
+    def _held(self) -> str:
+        names = [key_names(self.tensors)] if self.tensors else []
+        return ", ".join([*names, *([] if self.vision_mean is None else ["a vision mean"])])
+
     def __repr__(self) -> str:
-        held = ", ".join(f"{key_name(key)} k={len(t)}" for key, t in self.tensors.items())
+        parts = [f"{key_name(key)} k={len(t)}" for key, t in self.tensors.items()]
+        held = ", ".join([*parts, *([] if self.vision_mean is None else [VISION_MEAN])])
         known = "".join(
             f", {name} {self.provenance[name]!r}" for name in ("data", "images") if name in self.provenance
         )
@@ -179,33 +170,29 @@ class CentroidBank:
     # Made elsewhere
 
     @classmethod
-    def from_arrays(cls, model: Any, arrays: Mapping[Key, np.ndarray | Tensor], **provenance: Any) -> CentroidBank:
-        """A bank of centroids that were made elsewhere.
+    def from_arrays(
+        cls, model: Any, arrays: Mapping[Key, Any], vision_mean: Any = None, **provenance: Any
+    ) -> CentroidBank:
+        """A bank of centroids, a vision mean, or both, that were made elsewhere.
 
         Args:
             model: the transformers model that they belong to, or its `ModelIdentity`.
-            arrays: by (modality, layer), each of shape (K, hidden) and floating point.
+            arrays: by (modality, layer), each of shape (K, hidden) and floating point, as a numpy array or tensor.
+            vision_mean: the mean vision token before each decoder layer, of shape (num_layers, hidden).
             provenance: what is known of them (`data`, `prompt`, `images`, ...), as JSON values.
 
         Raises:
             BankError: an array is not a finite floating-point matrix, or provenance is not JSON.
             BankMismatchError: an array's width or layer is not the model's.
         """
-        tensors = {}
-        for key, array in arrays.items():
-            tensor = array if isinstance(array, Tensor) else _tensor(array, key)
-            if not tensor.is_floating_point() or tensor.ndim != 2:
-                raise BankError(
-                    f"{key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected a floating-point "
-                    "(K, hidden) matrix"
-                )
-            tensors[key] = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+        tensors = {key: matrix(array, repr(key)) for key, array in arrays.items()}
+        mean = None if vision_mean is None else matrix(vision_mean, VISION_MEAN, "num_layers")
         entries = {key: Entry(k=len(tensor)) for key, tensor in tensors.items()}
         try:
             provenance = json.loads(json.dumps(provenance, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise BankError(f"provenance can't be written as JSON: {error}") from error
-        return cls(model=_identity(model), tensors=tensors, entries=entries, provenance=provenance)
+        return cls(_identity(model), tensors, entries, provenance, vision_mean=mean)
 
     @classmethod
     def from_npz(cls, path: str | Path, model: Any, text_layer: int = 12, vision_layer: int = 16) -> CentroidBank:
@@ -264,7 +251,12 @@ class CentroidBank:
             (bank.model, bank.entries, bank.tccd_version, json.dumps(bank.provenance, sort_keys=True))
             for bank in (self, other)
         )
-        return mine == others and all(torch.equal(other.tensors[key], self.tensors[key]) for key in self.tensors)
+        held, back = self._named(), other._named()
+        return mine == others and set(held) == set(back) and all(torch.equal(held[n], back[n]) for n in held)
+
+    def _named(self) -> dict[str, Tensor]:
+        named = {key_name(key): tensor for key, tensor in self.tensors.items()}
+        return named if self.vision_mean is None else named | {VISION_MEAN: self.vision_mean}
 
     def _bytes(self) -> bytes:
         metadata = {
@@ -273,7 +265,7 @@ class CentroidBank:
             "entries": {key_name(key): asdict(entry) for key, entry in self.entries.items()},
             "provenance": dict(self.provenance),
         }
-        return pack({key_name(key): tensor for key, tensor in self.tensors.items()}, metadata)
+        return pack(self._named(), metadata)
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None) -> CentroidBank:
@@ -292,6 +284,7 @@ class CentroidBank:
             path = path / BANK_FILE
         _file(path)
         tensors, metadata = unpack(path)
+        mean = tensors.pop(VISION_MEAN, None)
         try:
             bank = cls(
                 model=typed(ModelIdentity, metadata["model"]),
@@ -299,6 +292,7 @@ class CentroidBank:
                 entries={parse_key(name): typed(Entry, entry) for name, entry in metadata["entries"].items()},
                 provenance=metadata["provenance"],
                 tccd_version=metadata["tccd_version"],
+                vision_mean=mean,
             )
         except BankError as error:
             raise type(error)(f"{path}: {error}") from error
@@ -358,13 +352,6 @@ def _file(path: Path) -> None:
         raise BankError(f"{path} is a folder; expected a file, or a folder with {BANK_FILE}")
     if not path.is_file():
         raise BankError(f"{path} does not exist; fit a bank first (tccd fit), or check the path")
-
-
-def _tensor(array: Any, key: Any) -> Tensor:
-    array = np.asarray(array)
-    if array.dtype.kind != "f":
-        raise BankError(f"{key!r} is an array of {array.dtype}; expected floating point")
-    return torch.from_numpy(array.astype(np.float32))
 
 
 def _tccd_version() -> str:
