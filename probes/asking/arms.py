@@ -1,4 +1,4 @@
-"""Many erased streams and settings over one data set, the clean stream computed once for all of them."""
+"""Many references and rules over one data set, the clean stream computed once for all of them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from probes.asking.forward import encode_samples, run_streams
+from probes.asking.asked import Asked, Source
+from probes.asking.forward import run_streams
 from probes.asking.generation import generate
 from probes.asking.journal import Journal
 from probes.asking.scoring import Scorer, Target, longest, targets
 from tccd.data import Sample
 from tccd.data.pictures import blank, picture_digest
-from tccd.decoder import Decoder, find_decoder
-from tccd.decoding.config import TCCDConfig
+from tccd.decoder import find_decoder
+from tccd.decoding.config import Rule
 from tccd.decoding.contrast import contrast
-from tccd.engine import Erasure
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to answer: from the erased stream alone, or from the contrast of clean and erased.
+    """One way to answer: from a reference alone, or from the contrast of the clean stream and it.
 
     Attributes:
-        erasure: the erased stream; arms that share it (the same object) share its computation.
-        config: settings of the contrast; None answers from the erased stream.
+        reference: the reference, or what makes it for a batch; arms that share it (the same object) share its
+            computation.
+        rule: settings of the contrast; None answers from the reference.
     """
 
-    erasure: Erasure
-    config: TCCDConfig | None = None
+    reference: Source
+    rule: Rule | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Answers:
         arms: answers by arm, shape (arms, n).
         blind: answers of the clean stream to the withheld image, shape (n,); None where it was not asked.
         pictures: digest of the picture that each sample was asked with (`tccd.data.pictures`).
-        displacement: by arm the mean norm of what replacement moved a position's state by, shape (arms,); not
-            a number for an arm that no position was replaced for.
+        displacement: by arm the mean norm of what an erasure moved a position's state by, shape (arms,); not
+            a number for an arm that no position was erased for.
     """
 
     samples: list[Sample]
@@ -85,46 +86,50 @@ class Answers:
 class _Asker:
     """What all chunks of one run share."""
 
-    decoder: Decoder
+    model: Any
     processor: Any
     scorer: Scorer
     arms: Sequence[Arm]
-    erasures: list[Erasure]
+    sources: list[Source]
     blind: bool
     max_new_tokens: int
 
     def ask(self, samples: Sequence[Sample], goals: Sequence[Target]) -> dict[str, Any]:
-        """One chunk as the journal keeps it: answers, pictures' digests, sums of displacements by erasure."""
+        """One chunk as the journal keeps it: answers, pictures' digests, sums of displacements by reference."""
+        decoder = find_decoder(self.model)
         images = [s.image for s in samples]
-        inputs = self._encode(samples, images)
-        streams = run_streams(self.decoder, inputs, self.erasures)
-        index = {id(erasure): i for i, erasure in enumerate(self.erasures)}
+        asked = self._asked(samples, images)
+        streams = run_streams(decoder, asked.inputs, [asked.reference(source) for source in self.sources])
         text = [i for i, goal in enumerate(goals) if goal.is_generated]
         token = [i for i, goal in enumerate(goals) if not goal.is_generated]
-        open_ones = [samples[i] for i in text]
-        asked = self._encode(open_ones, [images[i] for i in text]) if text else {}
 
-        def answers(logits: Tensor, **door: Any) -> list[str]:
+        def answers(logits: Tensor, shown: Asked | None, arm: Arm | None = None) -> list[str]:
             words = dict(zip(token, self.scorer.read([goals[i] for i in token], logits[token]), strict=True))
-            if text:
-                new = generate(self.processor, self.decoder, asked, self.max_new_tokens, **door)
+            if shown is not None:
+                door = {} if arm is None else {"reference": shown.reference(arm.reference), "rule": arm.rule}
+                new = generate(self.processor, decoder, shown.inputs, self.max_new_tokens, **door)
                 words |= dict(zip(text, new, strict=True))
             return [words[i] for i in range(len(goals))]
 
+        def generated(pictures: Sequence[Image]) -> Asked | None:
+            return self._asked([samples[i] for i in text], [pictures[i] for i in text]) if text else None
+
+        opened = generated(images)
         chunk: dict[str, Any] = {"pictures": [picture_digest(image) for image in images]}
-        chunk |= {"clean": answers(streams.clean), "arms": []}
+        chunk |= {"clean": answers(streams.clean, opened), "arms": []}
+        index = {id(source): i for i, source in enumerate(self.sources)}
         for arm in self.arms:
-            erased = streams.erased[index[id(arm.erasure)]]
-            logits = erased if arm.config is None else contrast(streams.clean, erased, arm.config)[0]
-            chunk["arms"].append(answers(logits, erasure=arm.erasure, config=arm.config))
+            other = streams.others[index[id(arm.reference)]]
+            logits = other if arm.rule is None else contrast(streams.clean, other, arm.rule)[0]
+            chunk["arms"].append(answers(logits, opened, arm))
         if self.blind:
             grey = [blank(image) for image in images]
-            asked = self._encode(open_ones, [grey[i] for i in text]) if text else {}
-            chunk["blind"] = answers(run_streams(self.decoder, self._encode(samples, grey), ()).clean)
+            clean = run_streams(decoder, self._asked(samples, grey).inputs, ()).clean
+            chunk["blind"] = answers(clean, generated(grey))
         return chunk | {"moved": streams.moved, "replaced": streams.replaced}
 
-    def _encode(self, samples: Sequence[Sample], images: Sequence[Image]) -> dict[str, Any]:
-        return encode_samples(self.decoder.model, self.processor, samples, images, self.max_new_tokens)
+    def _asked(self, samples: Sequence[Sample], images: Sequence[Image]) -> Asked:
+        return Asked(self.model, self.processor, samples, images, self.max_new_tokens)
 
 
 @torch.no_grad()
@@ -158,13 +163,13 @@ def answer(
         UnsupportedModelError: the engine is not exact for this model.
     """
     scorer, goals = targets(processor, samples) if scoring is None else scoring
-    erasures = list({id(arm.erasure): arm.erasure for arm in arms}.values())
+    sources = list({id(arm.reference): arm.reference for arm in arms}.values())
     limit = longest(scorer, samples, goals)
-    asker = _Asker(find_decoder(model), processor, scorer, arms, erasures, blind, limit)
+    asker = _Asker(model, processor, scorer, arms, sources, blind, limit)
     numbers: dict[str, int] = {}
     # Words are kept as numbers: thousands of arms over thousands of samples are a few MB so.
     found = np.zeros((2 + len(arms), len(samples)), dtype=np.int32)
-    sums = np.zeros((2, len(erasures)))
+    sums = np.zeros((2, len(sources)))
     pictures: list[str] = []
     for start in range(0, len(samples), batch_size):
         rows = slice(start, min(start + batch_size, len(samples)))
@@ -180,7 +185,7 @@ def answer(
     right = np.array([numbers.setdefault(goal.answer, len(numbers)) for goal in goals], dtype=np.int32)
     with np.errstate(invalid="ignore"):
         mean = sums[0] / sums[1]
-    at = {id(erasure): i for i, erasure in enumerate(erasures)}
+    at = {id(source): i for i, source in enumerate(sources)}
     return Answers(
         samples=list(samples),
         goals=goals,
@@ -191,5 +196,5 @@ def answer(
         arms=found[2:],
         blind=found[1] if blind else None,
         pictures=pictures,
-        displacement=np.array([mean[at[id(arm.erasure)]] for arm in arms]),
+        displacement=np.array([mean[at[id(arm.reference)]] for arm in arms]),
     )

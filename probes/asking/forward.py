@@ -1,4 +1,4 @@
-"""Next-token logits of the clean stream and of many erased ones, in as few forwards as memory allows."""
+"""Next-token logits of the clean stream and of many references, in as few forwards as memory allows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tccd.data import Sample
 from tccd.decoder import Decoder, first_tensor
-from tccd.engine import Erasure, Session, Step
+from tccd.engine import Erasure, Reference, Session, Step
 from tccd.inputs import check_context, encode
+from tccd.modality import ModalityMap, modality_map, vision_token_ids
 
 #: Streams of one forward hold at most about this many columns for each clean one: memory grows with them, and the
 #: clean columns run once more for each further forward.
@@ -22,30 +23,30 @@ COLUMNS = 8.0
 
 @dataclass(frozen=True)
 class Streams:
-    """One batch under every erasure.
+    """One batch under every reference.
 
     Attributes:
         clean: next-token logits, shape (batch, vocabulary).
-        erased: the same of each erased stream.
-        moved: by erasure, the sum over replaced positions of the displacement's norm.
-        replaced: by erasure, the number of replaced positions.
+        others: the same of each reference.
+        moved: by reference, the sum over erased positions of the displacement's norm.
+        replaced: by reference, the number of erased positions; 0 for one that is no erasure.
     """
 
     clean: Tensor
-    erased: list[Tensor]
+    others: list[Tensor]
     moved: list[float]
     replaced: list[int]
 
 
 class _Collector(Session):
-    """Keeps the next-token logits of every stream, and how far each was moved."""
+    """Keeps the next-token logits of every stream, and how far each erasure moved states."""
 
     clean: Tensor
-    erased: list[Tensor]
+    others: list[Tensor]
 
-    def __init__(self, decoder: Decoder, erasures: tuple[Erasure, ...]) -> None:
-        super().__init__(decoder, erasures)
-        self.moved, self.replaced = [0.0] * len(erasures), [0] * len(erasures)
+    def __init__(self, decoder: Decoder, references: tuple[Reference, ...]) -> None:
+        super().__init__(decoder, references)
+        self.moved, self.replaced = [0.0] * len(references), [0] * len(references)
 
     def run_layer(
         self, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -53,7 +54,8 @@ class _Collector(Session):
         output = super().run_layer(index, forward, args, kwargs)
         assert self.step is not None
         for number, part in enumerate(self.step.parts):
-            if part.stream.reference.layer == index and part.queries:
+            of = part.stream.reference
+            if isinstance(of, Erasure) and of.layer == index and part.queries:
                 assert part.hidden is not None
                 before, after = first_tensor(output)[:, -part.queries :][part.where], part.hidden[part.where]
                 self.moved[number] = float((after.float() - before.float()).norm(dim=-1).double().sum())
@@ -63,7 +65,7 @@ class _Collector(Session):
     def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
         self.clean = clean[:, -1]
         # A stream that owns no column of the longest row is the clean one.
-        self.erased = [e[:, -1] if e.shape[1] else clean[:, -1] for e in erased]
+        self.others = [other[:, -1] if other.shape[1] else clean[:, -1] for other in erased]
         return clean
 
 
@@ -95,40 +97,48 @@ def encode_samples(
 
 
 @torch.no_grad()
-def run_streams(decoder: Decoder, inputs: dict[str, Any], erasures: Sequence[Erasure]) -> Streams:
-    """Run a batch of prompts cleanly and under every erasure.
+def run_streams(decoder: Decoder, inputs: dict[str, Any], references: Sequence[Reference]) -> Streams:
+    """Run a batch of prompts cleanly and under every reference.
 
     Args:
         decoder: the model's parts.
         inputs: a batch, left padded.
-        erasures: one stream each.
+        references: one stream each.
 
     Raises:
-        ConfigError: an erasure's layer is out of range.
+        ConfigError: a reference's layer is out of range.
         UnsupportedModelError: the engine is not exact for this model.
     """
     options = {"use_cache": False, "logits_to_keep": 1}
-    if not erasures:
+    if not references:
         return Streams(decoder.model(**inputs, **options).logits[:, -1], [], [], [])
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    where = modality_map(ids, vision_token_ids(decoder.model.config), mask, has_images=True)
     found: dict[int, tuple[Tensor, float, int]] = {}
-    for group in _groups(erasures):
-        session = _Collector(decoder, tuple(erasures[i] for i in group))
+    for group in _groups(references, where):
+        session = _Collector(decoder, tuple(references[i] for i in group))
         with session.active():
             decoder.model(**inputs, **options)
-        found |= dict(zip(group, zip(session.erased, session.moved, session.replaced, strict=True), strict=True))
-    erased, moved, replaced = zip(*(found[i] for i in range(len(erasures))), strict=True)
-    return Streams(session.clean, list(erased), list(moved), list(replaced))
+        found |= dict(zip(group, zip(session.others, session.moved, session.replaced, strict=True), strict=True))
+    others, moved, replaced = zip(*(found[i] for i in range(len(references))), strict=True)
+    return Streams(session.clean, list(others), list(moved), list(replaced))
 
 
-def _groups(erasures: Sequence[Erasure]) -> list[list[int]]:
-    """Erasures that share a forward: a text stream has few columns, a vision stream nearly all of them."""
+def _groups(references: Sequence[Reference], where: ModalityMap) -> list[list[int]]:
+    """References that share a forward, those that depart after the same layer together."""
+    columns = [_columns(reference, where) for reference in references]
     groups: list[list[int]] = []
     room = 0.0
-    for i in sorted(range(len(erasures)), key=lambda i: (erasures[i].modality, erasures[i].layer)):
-        columns = 0.15 if erasures[i].modality == "text" and erasures[i].segment != "system" else 1.0
-        if columns > room:
+    for i in sorted(range(len(references)), key=lambda i: (columns[i], references[i].layer)):
+        if columns[i] > room:
             groups.append([])
             room = COLUMNS
         groups[-1].append(i)
-        room -= columns
+        room -= columns[i]
     return groups
+
+
+def _columns(reference: Reference, where: ModalityMap) -> float:
+    """Columns that a reference runs for each clean one."""
+    n = where.real.shape[-1]
+    return max(1, n - int(reference.layout(where).start.min())) / n

@@ -1,4 +1,4 @@
-"""Short answers by greedy generation: from the clean stream, from one erased stream, or from their contrast."""
+"""Short answers by greedy generation: from the clean stream, from a reference, or from their contrast."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from probes.asking.scoring import normalised
 from tccd.decoder import Decoder
-from tccd.decoding.config import TCCDConfig
+from tccd.decoding.config import Rule
 from tccd.decoding.session import ContrastSession
-from tccd.engine import Erasure, Session, Step
+from tccd.engine import Reference, Session, Step
 
 
-class ErasedSession(Session):
-    """Decodes from one erased stream alone; its tokens are fed to the clean one, which it needs the prefix of."""
+class ReferenceSession(Session):
+    """Decodes from one reference alone; its tokens are fed to the clean stream, which it needs the prefix of."""
 
     def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
-        """The erased stream's states; before its first column both streams are one."""
+        """The reference's states; before its first column both streams are one."""
         return torch.cat([clean[:, : clean.shape[1] - erased[0].shape[1]], erased[0]], 1)
 
 
@@ -28,8 +28,8 @@ def generate_tokens(
     decoder: Decoder,
     inputs: dict[str, Any],
     max_new_tokens: int,
-    erasure: Erasure | None = None,
-    config: TCCDConfig | None = None,
+    reference: Reference | None = None,
+    rule: Rule | None = None,
 ) -> Tensor:
     """Continue a batch of prompts greedily.
 
@@ -37,8 +37,8 @@ def generate_tokens(
         decoder: the model's parts.
         inputs: a batch, left padded.
         max_new_tokens: at most so many.
-        erasure: the erased stream; None continues from the clean one.
-        config: settings of the contrast with it; None continues from the erased stream alone.
+        reference: None continues from the clean stream.
+        rule: settings of the contrast with the reference; None continues from the reference alone.
 
     Returns:
         The new tokens, shape (batch, at most max_new_tokens).
@@ -46,10 +46,10 @@ def generate_tokens(
     model: Any = decoder.model
     width = inputs["input_ids"].shape[1]
     session: Session | None = None
-    if erasure is not None and config is None:
-        session = ErasedSession(decoder, (erasure,))
-    elif erasure is not None and config is not None:
-        session = ContrastSession(decoder, erasure, config, prompt_length=width)
+    if reference is not None and rule is None:
+        session = ReferenceSession(decoder, (reference,))
+    elif reference is not None and rule is not None:
+        session = ContrastSession(decoder, reference, rule, prompt_length=width)
     # Greedy means greedy: a checkpoint's own penalties would be a second, unrecorded correction.
     greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     with nullcontext() if session is None else session.active():

@@ -12,6 +12,7 @@ from probes.replacement.controls import matched_alpha, random_centroid, random_d
 from tccd.centroids.bank import CentroidBank
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.references import centroid_erasure
+from tccd.engine import Erasure
 from tccd.errors import ConfigError
 from tccd.modality import MODALITIES, SEGMENTS, Modality
 
@@ -157,7 +158,7 @@ def design(
             controls.append(control)
             arms.append(arm)
     settings: list[Setting] = []
-    erasures = {cell: arm.erasure for cell, arm in zip(cells, arms, strict=False)}
+    erasures = {cell: arm.reference for cell, arm in zip(cells, arms, strict=False)}
     for setting in _settings(banks, grid, layers.get("text", ())):
         config = setting.config
         assert config.layer is not None
@@ -211,7 +212,8 @@ def _controls(
         and cell.segment == grid.segments.get(cell.modality, SEGMENTS[cell.modality])[0]
     ]
     for i in chosen:
-        cell, erasure = cells[i], arms[i].erasure
+        cell, erasure = cells[i], arms[i].reference
+        assert isinstance(erasure, Erasure)
         centroids = banks[cell.bank].centroids(cell.modality, cell.layer)
         draws = {"random-direction": random_direction, "random-centroid": random_centroid}
         for kind, make in draws.items():

@@ -36,6 +36,7 @@ from tccd.centroids.bank import CentroidBank
 from tccd.data import Sample
 from tccd.data.pictures import picture_digest
 from tccd.decoder import find_decoder, identify
+from tccd.engine import Reference
 from tccd.inputs import check_samples
 
 #: Samples, evenly spaced, that doses are measured on before they are matched.
@@ -250,7 +251,8 @@ def _doses(
             images = [sample.image for sample in chunk]
             pictures += [picture_digest(image) for image in images]
             inputs = encode_samples(model, processor, chunk, images)
-            streams = run_streams(decoder, inputs, [arm.erasure for arm in arms])
+            references = [arm.reference for arm in arms if isinstance(arm.reference, Reference)]
+            streams = run_streams(decoder, inputs, references)
             sums += np.array([streams.moved, streams.replaced])
         with np.errstate(invalid="ignore"):
             return {"pictures": pictures, "doses": (sums[0] / sums[1]).tolist()}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from eval.zoo import load
 from probes.asking.arms import Arm, answer
+from probes.asking.asked import Asked
 from probes.replacement import run
 from tccd import CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
 from tccd.decoder import find_decoder
-from tccd.decoding.references import centroid_erasure
+from tccd.decoding.config import Rule
+from tccd.decoding.huggingface import Contrast
+from tccd.decoding.references import blank_image, centroid_erasure, no_vision
 from tccd.engine.reference import Erasure
 from tccd.engine.session import Session
 from tccd.inputs import encode
@@ -116,3 +120,31 @@ def test_full_collapse_onto_the_true_state_costs_nothing(zoo, samples):
     result = run(model, processor, samples[:8], exact, batch_size=8)
     assert result["cells"][0]["cost"] == 0
     assert result["cells"][0]["displacement"] < 1e-3
+
+
+def test_references_of_every_kind_share_a_pass_and_answer_as_contrast_generates(zoo, bank, samples):
+    """One forward for all of them, a blank picture made for each batch; Contrast is held against the oracle."""
+    model, processor = zoo
+
+    def grey(asked):
+        return blank_image(asked.processor, [[i] for i in asked.images], [s.prompt for s in asked.samples])
+
+    sources = {"erasure": centroid_erasure(bank, 3, 0.4), "withheld": no_vision(), "grey": grey}
+    rules = (None, Rule(alpha_cd=2.0, beta=0.1), Rule(alpha_cd=1.0, gate="margin", gate_threshold=0.9))
+    arms = [Arm(source, rule) for source in sources.values() for rule in rules]
+    answers = answer(model, processor, samples, arms, batch_size=16, blind=True)
+    model_inputs = encode(processor, [[s.image] for s in samples], [s.prompt for s in samples])
+    for found, arm in zip(answers.arms, arms, strict=True):
+        reference = Asked(model, processor, samples, [s.image for s in samples]).reference(arm.reference)
+        if arm.rule is not None:
+            contrasted = model.generate(
+                **model_inputs, max_new_tokens=1, custom_generate=Contrast(model, reference, rule=arm.rule)
+            )
+            assert answers.texts(found) == processor.batch_decode(contrasted[:, -1:])
+    # A grey picture alone is what the blind baseline asks.
+    assert (answers.arms[6] == answers.blind).all()
+    for alone in (0, 3, 6):
+        assert (answers.arms[alone] != answers.clean).any()
+        assert (answers.arms[alone + 1] != answers.clean).any()
+    assert np.isnan(answers.displacement[3:]).all()
+    assert np.isfinite(answers.displacement[:3]).all()

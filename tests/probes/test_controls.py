@@ -100,11 +100,11 @@ def test_sparing_leaves_the_answering_position_and_displacement_counts_the_other
     assert streams.replaced[0] - streams.replaced[1] == len(samples)
     for moved, replaced in zip(streams.moved, streams.replaced, strict=True):
         assert moved / replaced == pytest.approx(2.0 * width**0.5, rel=1e-4)
-    assert not torch.allclose(streams.erased[0], streams.erased[1], atol=1e-3)
+    assert not torch.allclose(streams.others[0], streams.others[1], atol=1e-3)
     everything = Erasure(2, shift, spare=999)
     streams = run_streams(find_decoder(model), inputs, [everything])
     assert streams.replaced == [0]
-    torch.testing.assert_close(streams.erased[0], streams.clean)
+    torch.testing.assert_close(streams.others[0], streams.clean)
 
 
 def test_a_bank_of_one_centroid_has_no_random_other():

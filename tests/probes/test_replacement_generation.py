@@ -111,8 +111,8 @@ def test_open_answers_of_several_tokens(zoo):
     batch = encode_samples(model, processor, samples)
     expected = partial(generate, processor, decoder, batch, 6)
     assert found.texts(found.clean) == expected()
-    assert found.texts(found.arms[1]) == expected(erasure=erasures[1])
-    assert found.texts(found.arms[2]) == expected(erasure=erasures[0], config=config)
+    assert found.texts(found.arms[1]) == expected(reference=erasures[1])
+    assert found.texts(found.arms[2]) == expected(reference=erasures[0], rule=config)
     # The model answers one word, so the samples whose truth has two are wrong and about all others right.
     right = found.clean_correct
     assert not right[1::2].any()
