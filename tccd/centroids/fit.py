@@ -1,4 +1,4 @@
-"""Images -> a bank: harvest, then k-means for each (modality, layer)."""
+"""Images -> a bank: harvest, then k-means for each (modality, layer), and the vision mean."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fit_bank(
     processor: Any,
     samples: Iterable[Any],
     *,
-    layers: Layers,
+    layers: Layers | None = None,
     k: int = 256,
     images: int | None = 2000,
     prompt: str | None = PAPER_PROMPT,
@@ -47,12 +47,13 @@ def fit_bank(
     iterations: int = 20,
     backend: Backend = "auto",
     max_rows: int | None = MAX_ROWS,
+    vision_mean: bool = True,
     data: str | None = None,
     created: str | None = None,
     work_dir: str | Path | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> CentroidBank:
-    """Fit a bank: harvest hidden states, then cluster each (modality, layer).
+    """Fit a bank: harvest hidden states, cluster each (modality, layer), and take the vision mean.
 
     The defaults are those of the published fit (arXiv 2604.14363; text layer 12, vision layer 16 there). The
     same arguments, model and machine give the same bank, `created` aside.
@@ -62,7 +63,8 @@ def fit_bank(
         processor: its processor.
         samples: objects with `image` (PIL), `prompt` and `id` (`tccd.data.load_samples`). Of several about one
             `image_id` the first is used, unless each has its own prompt.
-        layers: decoder layers by modality, from 0; `{"text": 12, "vision": (16, 20)}`.
+        layers: decoder layers by modality, from 0; `{"text": 12, "vision": (16, 20)}`. None fits the vision mean
+            alone, and needs no k-means: `k`, `iterations`, `backend` and `max_rows` then say nothing.
         k: centroids of each (modality, layer).
         images: use a seeded sample of so many samples of a sequence, in its order, or the first so many of
             another iterable; all of them when None or where there are fewer.
@@ -76,6 +78,9 @@ def fit_bank(
         backend: of k-means.
         max_rows: rows that one k-means fits at most; a seeded sample where there are more. The bank's entries
             say how many were left out. None fits all, in memory.
+        vision_mean: fit what the reference `mean-vision` needs, too: the mean over all vision tokens of what each
+            decoder layer gets. It takes the forward passes to the last layer, where they else end after the
+            highest of `layers`. Give it 100 images or more.
         data: name of the data source, for the provenance; `samples.source` when None.
         created: time for the provenance, ISO 8601; now when None.
         work_dir: folder for the harvest, which is kept and resumed there; a temporary one when None, which is kept
@@ -100,11 +105,14 @@ def fit_bank(
         >>> bank.centroids("text", 3).k
         8
     """
-    wanted = check_layers(layers, find_decoder(model))
+    if not layers and not vision_mean:
+        raise ConfigError("there is nothing to fit: expected layers such as {'text': 12}, or vision_mean=True")
+    wanted = check_layers(layers, find_decoder(model)) if layers else {}
     if images is not None and (type(images) is not int or images < 1):
         raise ConfigError(f"images is {images!r}; expected a positive integer or None")
-    how = Reading(prompt, text_tokens, batch_size, vision, max_vision_tokens_per_image, seed)
-    check_kmeans(k, seed, iterations, backend, max_rows)
+    how = Reading(prompt, text_tokens, batch_size, vision, max_vision_tokens_per_image, seed, vision_mean)
+    if wanted:
+        check_kmeans(k, seed, iterations, backend, max_rows)
     chosen = choose(samples, images, seed, one_each=prompt is not None)
     with harvest_folder(work_dir) as folder, locked(folder, "tccd fit"):
         on_batch = None if progress is None else lambda done, total: progress("harvest", done, total)
@@ -113,6 +121,7 @@ def fit_bank(
         entries: dict[Key, Entry] = {}
         for key in [(modality, layer) for modality, at in wanted.items() for layer in at]:
             tensors[key], entries[key] = _cluster(found, key, k, seed, iterations, backend, max_rows, progress)
+        mean, known = found.vision_sums().mean() if vision_mean else (None, None)
     provenance = {
         "data": data or getattr(samples, "source", None),
         "split": getattr(samples, "split", None),
@@ -129,8 +138,9 @@ def fit_bank(
         "dtype": found.manifest["settings"]["dtype"],
         "created": created or datetime.now(UTC).isoformat(timespec="seconds"),
         "pictures": found.manifest["pictures"],
+        "vision_mean": known and {"images": len(found.manifest["pictures"]), **known},
     }
-    return CentroidBank(model=identify(model), tensors=tensors, entries=entries, provenance=provenance)
+    return CentroidBank(identify(model), tensors, entries, provenance, vision_mean=mean)
 
 
 def _cluster(

@@ -1,11 +1,10 @@
-"""Images and prompts -> hidden states of chosen decoder layers, on disk."""
+"""Images and prompts -> hidden states of chosen decoder layers, and sums for the vision mean, on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any, Literal
 
 from tccd.atomic import write_atomic
 from tccd.centroids.reading import Reader, Reading, pictures_of
-from tccd.centroids.shards import Note, Rows, read_note, shard_path, write_shard
+from tccd.centroids.refusals import check_estimate, check_note, check_room, check_rows
+from tccd.centroids.shards import Note, Rows, read_note, read_tensors, shard_path, write_shard
+from tccd.centroids.vision_mean import VisionSums
 from tccd.data.pictures import picture_digest
 from tccd.decoder import Decoder, find_decoder, identify
 from tccd.errors import ConfigError, FitError
@@ -49,8 +50,21 @@ class Harvest:
         name = f"{modality}.{layer}"
         held = self.manifest["rows"]
         if name not in held:
-            raise FitError(f"{name} was not harvested; {self.folder} holds {', '.join(held)}")
-        return Rows([shard_path(self.folder, i) for i in range(self.manifest["batches"])], name)
+            raise FitError(f"{name} was not harvested; {self.folder} holds {', '.join(held) or 'no rows'}")
+        return Rows(self._shards(), name)
+
+    def vision_sums(self) -> VisionSums:
+        """The vision tokens' states before each decoder layer, summed up over all prompts.
+
+        Raises:
+            FitError: they were not asked for.
+        """
+        if not self.manifest["settings"]["vision_mean"]:
+            raise FitError(f"{self.folder} holds no sums for the vision mean; harvest with vision_mean=True")
+        return VisionSums.total(read_tensors(path, VisionSums.NAMES) for path in self._shards())
+
+    def _shards(self) -> list[Path]:
+        return [shard_path(self.folder, i) for i in range(self.manifest["batches"])]
 
 
 def harvest(
@@ -66,13 +80,14 @@ def harvest(
     vision: Literal["tokens", "span"] = "tokens",
     max_vision_tokens_per_image: int | None = None,
     seed: int = 42,
+    vision_mean: bool = False,
     on_batch: Callable[[int, int | None], None] | None = None,
 ) -> Harvest:
-    """Run prompts through a model and keep the outputs of chosen decoder layers.
+    """Run prompts through a model and keep the outputs of chosen decoder layers, at chosen positions.
 
     The defaults are those of the published fit (arXiv 2604.14363): one fixed prompt, the first 16 text tokens
-    after the image, the vision tokens. The forward pass ends after the highest layer asked for. Rows keep the
-    model's dtype: fp16 can't hold all that bf16 can.
+    after the image, the vision tokens. The forward pass ends after the highest layer asked for, and with
+    `vision_mean` before the model's last. Rows keep the model's dtype: fp16 can't hold all that bf16 can.
 
     One shard a batch is written at once or not at all, so that an interrupted harvest, called again with the
     same arguments, goes on after the last finished batch. Each shard keeps digests of the settings, the samples
@@ -92,6 +107,8 @@ def harvest(
             contiguous reading.
         max_vision_tokens_per_image: keep a seeded sample of so many vision rows of a prompt; all when None.
         seed: of that sample.
+        vision_mean: sum up, too, what each decoder layer gets at every vision token (`Harvest.vision_sums`);
+            `layers` may then be empty.
         on_batch: called after each batch with the batches done and their number, None where it is not known.
 
     Raises:
@@ -103,8 +120,8 @@ def harvest(
         ModalityError: the vision positions of a prompt can't be told.
         WriteError: the disk is full, or the folder can't be written.
     """
-    wanted = check_layers(layers, find_decoder(model))
-    how = Reading(prompt, text_tokens, batch_size, vision, max_vision_tokens_per_image, seed)
+    how = Reading(prompt, text_tokens, batch_size, vision, max_vision_tokens_per_image, seed, vision_mean)
+    wanted = check_layers(layers, find_decoder(model), or_none=vision_mean)
     with locked(Path(out_dir), "a harvest of hidden states"):
         return gather(model, processor, samples, wanted, Path(out_dir), how, on_batch)
 
@@ -156,19 +173,20 @@ def gather(
         asked = _digest([[str(sample.id) for sample in batch], how.prompts(batch)])
         if path.exists():
             note = read_note(path)
-            _check_note(path, note, digest, asked, batch, digests, tally.batches + 1)
+            check_note(path, note, digest, asked, batch, digests, tally.batches + 1)
         else:
-            rows, short = reader.read(batch, pictures, tally.samples)
-            note = Note(
-                digest, asked, str(batch[0].id), digests, short, {n: len(part) for n, part in rows.items()}
-            )
-            write_shard(path, rows, note)
+            rows, sums, short = reader.read(batch, pictures, tally.samples)
+            if sums is not None and not tally.batches:
+                sums.check()  # what overflows does so at once
+            lengths = {name: len(part) for name, part in rows.items()}
+            note = Note(digest, asked, str(batch[0].id), digests, short, lengths)
+            write_shard(path, rows if sums is None else rows | sums.tensors(), note)
             if not tally.written:
-                _check_room(folder, path, total, tally.batches + 1)
+                check_room(folder, path, total, tally.batches + 1)
             tally.written += 1
         tally.add(note, batch)
         if tally.batches == 1:
-            _check_estimate(tally, how, count, least_rows)
+            check_estimate(tally.rows, tally.samples, how, count, least_rows)
         if on_batch is not None:
             on_batch(tally.batches, total)
     if not tally.batches:
@@ -183,8 +201,13 @@ def gather(
     return Harvest(folder, manifest)
 
 
-def check_layers(layers: Layers, decoder: Decoder) -> dict[Modality, tuple[int, ...]]:
+def check_layers(layers: Layers, decoder: Decoder, or_none: bool = False) -> dict[Modality, tuple[int, ...]]:
     """The layers of each modality, ascending, each of them the model's.
+
+    Args:
+        layers: as for `harvest`.
+        decoder: of the model.
+        or_none: whether there may be none.
 
     Raises:
         ConfigError: unknown modality, no layer at all, or a layer that the model does not have.
@@ -195,34 +218,12 @@ def check_layers(layers: Layers, decoder: Decoder) -> dict[Modality, tuple[int, 
             raise ConfigError(f"unknown modality {modality!r}; expected one of {', '.join(MODALITIES)}")
         many = given if isinstance(given, Iterable) else (given,)
         found[modality] = tuple(sorted({decoder.check_layer(layer) for layer in many}))
-    if not any(found.values()):
+    if not or_none and not any(found.values()):
         raise ConfigError("no layer is asked for; expected something like {'text': 12, 'vision': 16}")
     return {modality: at for modality, at in sorted(found.items()) if at}
 
 
-def check_rows(wanted: Iterable[Modality], how: Reading, samples: int | None, least: int) -> None:
-    """Refuse a harvest that can't come to enough rows, before the model runs or is even loaded.
-
-    Args:
-        wanted: modalities.
-        how: which positions of a prompt are kept.
-        samples: their number; None where it is not known.
-        least: rows that each modality has to come to.
-
-    Raises:
-        FitError: there will be fewer; says how many at most.
-    """
-    for modality in wanted:
-        each = how.most_rows(modality)
-        if samples is not None and each is not None and samples * each < least:
-            raise FitError(
-                f"{modality}: {samples} samples give at most {samples * each} rows ({each} each), fewer than "
-                f"k = {least}; {_MORE_ROWS}"
-            )
-
-
 _NO_SAMPLES = "there are no samples to harvest; give at least one"
-_MORE_ROWS = "give more images, or a lower k"
 
 
 @dataclass
@@ -276,73 +277,6 @@ def _told(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _check_note(
-    path: Path, note: Note, settings: str, asked: str, batch: Sequence[Any], digests: list[str], number: int
-) -> None:
-    """Refuse a shard that is not what this batch would make, by name."""
-    first = str(batch[0].id)
-    if note.settings != settings:
-        raise FitError(
-            f"{path} was harvested with other settings than the rest of its folder: it came from another one. "
-            "Delete it, and the harvest makes it again"
-        )
-    if note.samples != asked or len(note.pictures) != len(digests):
-        raise FitError(
-            f"{path} holds a harvest of other samples: batch {number} began with {note.first[:200]!r} there, and "
-            f"begins with {first[:200]!r} now (ids or prompts differ). Give the same samples in the same order, "
-            "or another folder"
-        )
-    for sample, there, now in zip(batch, note.pictures, digests, strict=True):
-        if there != now:
-            raise FitError(
-                f"{path} was harvested from another picture of sample {str(sample.id)[:200]!r}: what the image "
-                "shows has changed since. Delete the file, and the harvest makes it again; or give the old images"
-            )
-
-
-def _check_estimate(tally: _Tally, how: Reading, samples: int | None, least: int) -> None:
-    """Refuse, after the first batch, what can't come to enough rows.
-
-    A text row more than the first prompts had is possible up to `text_tokens` where prompts differ; pictures of
-    another size may have other numbers of vision tokens, so four times as many are held to be possible.
-    """
-    if samples is None:
-        return
-    left = samples - tally.samples
-    for name, count in tally.rows.items():
-        each = -(-count // tally.samples)
-        if name.startswith("vision"):
-            each *= 4
-        elif how.prompt is None:
-            each = how.text_tokens
-        if count + left * each < least:
-            raise FitError(
-                f"{name}: the first {tally.samples} samples gave {count} rows, so {samples} give about "
-                f"{count * samples // tally.samples}, fewer than k = {least}; {_MORE_ROWS}"
-            )
-
-
-def _check_room(folder: Path, shard: Path, total: int | None, number: int) -> None:
-    """Refuse, after the first shard, what the disk clearly has no room for."""
-    if total is None:
-        return
-    left = sum(not shard_path(folder, batch).exists() for batch in range(number, total))
-    need, free = left * shard.stat().st_size, shutil.disk_usage(folder).free
-    if free < 0.8 * need:
-        raise FitError(
-            f"{folder} has {_size(free)} of free room, but the hidden states of the other {left} batches need "
-            f"about {_size(need)}; give another folder (--work-dir), fewer images, or fewer layers"
-        )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def _batched(samples: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,16 +1,17 @@
-"""A batch of pictures and prompts -> rows: the hidden states of chosen positions at chosen decoder layers."""
+"""A batch of pictures and prompts -> the hidden states of chosen positions at chosen decoder layers, and sums."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from tccd.centroids.vision_mean import VisionSums
 from tccd.data.pictures import to_rgb
 from tccd.decoder import Decoder, first_tensor
 from tccd.errors import ConfigError, DataError
@@ -32,6 +33,7 @@ class Reading:
     vision: Literal["tokens", "span"] = "tokens"
     max_vision_tokens_per_image: int | None = None
     seed: int = 42
+    vision_mean: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -44,6 +46,8 @@ class Reading:
                 continue
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} is {value!r}; expected an integer of at least {least}")
+        if type(self.vision_mean) is not bool:
+            raise ConfigError(f"vision_mean is {self.vision_mean!r}; expected True or False")
         if self.vision not in SEGMENTS["vision"]:
             raise ConfigError(f"vision is {self.vision!r}; expected one of {', '.join(SEGMENTS['vision'])}")
 
@@ -71,22 +75,42 @@ def pictures_of(batch: Sequence[Any]) -> list[Image]:
     return found
 
 
+class Read(NamedTuple):
+    """What a batch gave.
+
+    Attributes:
+        rows: hidden states by name such as `text.12`.
+        sums: of the vision tokens' states before each layer, where the vision mean was asked for.
+        short_tails: prompts with fewer text tokens than asked for.
+    """
+
+    rows: dict[str, Tensor]
+    sums: VisionSums | None
+    short_tails: int
+
+
 class Reader:
-    """Forward hooks that keep chosen positions of chosen layers.
+    """Forward hooks that keep chosen positions of chosen layers, and sum up the vision tokens before every layer.
 
     Args:
         decoder: of the model.
         processor: of the model.
         wanted: layers by modality.
-        how: which positions.
+        how: which positions, and whether to sum up.
     """
 
     def __init__(self, decoder: Decoder, processor: Any, wanted: dict[Modality, tuple[int, ...]], how: Reading):
         self._decoder, self._processor, self._wanted, self._how = decoder, processor, wanted, how
         self._vision_ids = vision_token_ids(decoder.model.config)
+        self._kept_at = sorted(set().union(*wanted.values()))
+        # The forward ends after the last layer whose output is kept, or before the last one that is summed up.
+        top = decoder.num_layers - 1
+        self._last_output = max(self._kept_at, default=-1)
+        self._summed = range(decoder.num_layers if how.vision_mean else 0)
+        self._ends_before = top if how.vision_mean and self._last_output < top else None
 
-    def read(self, batch: Sequence[Any], pictures: Sequence[Image], first: int) -> tuple[dict[str, Tensor], int]:
-        """Rows by name such as `text.12`, and the number of prompts with fewer text tokens than asked for.
+    def read(self, batch: Sequence[Any], pictures: Sequence[Image], first: int) -> Read:
+        """Run a batch.
 
         Args:
             batch: samples.
@@ -108,12 +132,22 @@ class Reader:
         where = modality_map(inputs["input_ids"], self._vision_ids, inputs.get("attention_mask"), has_images=True)
         chances = [np.random.default_rng([self._how.seed, first + i]) for i in range(len(batch))]
         segments, short = _segments(where, self._how, chances)
-        return self._forward(inputs, segments), short
+        rows, sums = self._forward(inputs, segments, where.vision)
+        return Read(rows, sums if self._how.vision_mean else None, short)
 
     @torch.no_grad()
-    def _forward(self, inputs: dict[str, Tensor], segments: dict[Modality, Tensor]) -> dict[str, Tensor]:
+    def _forward(
+        self, inputs: dict[str, Tensor], segments: dict[Modality, Tensor], vision: Tensor
+    ) -> tuple[dict[str, Tensor], VisionSums]:
         rows: dict[str, Tensor] = {}
-        last = max(max(at) for at in self._wanted.values())
+        sums = VisionSums.zeros(self._decoder.num_layers, self._decoder.hidden_size)
+        seen = vision.flatten().nonzero().squeeze(-1)
+
+        def add(layer: int, args: Any, kwargs: Any) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            sums.add(layer, hidden.flatten(0, 1).index_select(0, seen.to(hidden.device)))
+            if layer == self._ends_before:
+                raise _Done
 
         def keep(layer: int, output: Any) -> None:
             hidden = first_tensor(output)
@@ -121,15 +155,19 @@ class Reader:
                 if layer in at:
                     mask = segments[modality].to(hidden.device)
                     rows[f"{modality}.{layer}"] = hidden[mask].cpu()
-            if layer == last:
+            if layer == self._last_output and self._ends_before is None:
                 raise _Done
 
-        model = self._decoder.model
+        model, layers = self._decoder.model, self._decoder.layers
         handles = [
-            self._decoder.layers[layer].register_forward_hook(
-                lambda _module, _args, output, layer=layer: keep(layer, output)
+            layers[layer].register_forward_pre_hook(
+                lambda _module, args, kwargs, layer=layer: add(layer, args, kwargs), with_kwargs=True
             )
-            for layer in sorted(set().union(*self._wanted.values()))
+            for layer in self._summed
+        ]
+        handles += [
+            layers[layer].register_forward_hook(lambda _module, _args, output, layer=layer: keep(layer, output))
+            for layer in self._kept_at
         ]
         training = model.training
         model.eval()
@@ -141,11 +179,11 @@ class Reader:
             for handle in handles:
                 handle.remove()
             model.train(training)
-        return rows
+        return rows, sums
 
 
 class _Done(Exception):
-    """Ends a forward pass after the last layer that is wanted."""
+    """Ends a forward pass where nothing more of it is wanted."""
 
 
 def _segments(

@@ -1,9 +1,10 @@
-"""Rows of a harvest on disk: one safetensors shard a batch, with a checksum, read in parts."""
+"""Rows and sums of a harvest on disk: one safetensors shard a batch, with a checksum, read in parts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def shard_path(folder: Path, batch: int) -> Path:
 
 
 def write_shard(path: Path, rows: dict[str, Tensor], note: Note) -> None:
-    """Write one batch's rows, by name such as `text.12`, and its note; whole or not at all.
+    """Write one batch's tensors, by name such as `text.12`, and its note; whole or not at all.
 
     Raises:
         WriteError: the disk is full, or the folder can't be written.
@@ -82,6 +83,12 @@ def read_note(path: Path) -> Note:
         return typed(Note, content)
     except TypeError as error:
         raise FitError(f"{path} was written by another version of tccd ({error}); {_AGAIN}") from error
+
+
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Some tensors of a shard that `read_note` has found sound, whole."""
+    with safe_open(path, framework="pt") as shard:
+        return {name: shard.get_tensor(name) for name in names}
 
 
 def _checksum(content: dict[str, Any], rows: dict[str, Tensor]) -> str:

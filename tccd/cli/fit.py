@@ -107,9 +107,9 @@ def fit(
     started = time.monotonic()
 
     from tccd.centroids.fit import MAX_ROWS, fit_bank, harvest_folder
-    from tccd.centroids.harvest import check_rows
     from tccd.centroids.kmeans import check_kmeans
     from tccd.centroids.reading import Reading
+    from tccd.centroids.refusals import check_rows
     from tccd.data import load_samples
     from tccd.decoder import find_decoder
     from tccd.inputs import PAPER_PROMPT

@@ -199,14 +199,17 @@ def test_what_a_reader_has_to_know_is_kept_in_the_bank():
     bank = fit(given=given, k=8, layers={"text": 1}, batch_size=1)
     assert bank.entries["text", 1].distinct_rows == 4
     assert (bank.provenance["copies"], len(bank.pictures)) == (5, 1)
-    few, copies = bank.warnings
+    few, images, copies = bank.warnings
     assert few.startswith("text.1: only 4 of its 24 rows differ, fewer than its 8 centroids")
+    assert images.startswith("its vision mean is of 1 images; of fewer than 100")
     assert copies.startswith("5 of its pictures are copies")
 
 
-def test_a_fit_killed_at_any_write_ends_in_the_same_bank(tmp_path):
+@pytest.mark.parametrize("layers", [{"text": 1}, None])
+def test_a_fit_killed_at_any_write_ends_in_the_same_bank(tmp_path, layers):
     def work(folder):
-        fit(given=samples(3), layers={"text": 1}, k=2, work_dir=folder / "work").save(folder / "bank.safetensors")
+        bank = fit(given=samples(3), layers=layers, k=2, batch_size=1, work_dir=folder / "work")
+        bank.save(folder / "bank.safetensors")
 
     (tmp_path / "whole").mkdir()
     work(tmp_path / "whole")

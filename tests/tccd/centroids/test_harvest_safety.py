@@ -207,7 +207,7 @@ def test_prompts_that_cannot_be_asked_are_refused_before_the_first_forward(tmp_p
 
 # Faults
 
-OPTIONS = {"count": 3, "layers": {"text": 1}, "batch_size": 2}
+OPTIONS = {"count": 3, "layers": {"text": 1}, "batch_size": 2, "vision_mean": True}
 
 
 def work(folder):
@@ -218,6 +218,7 @@ def check(expected, folder):
     assert {p.suffix for p in folder.glob("[!.]*")} <= {".safetensors", ".json"}
     found, _ = run(folder, **OPTIONS)
     assert np.array_equal(found.rows("text", 1)[:], expected.rows("text", 1)[:])
+    assert torch.equal(found.vision_sums().mean()[0], expected.vision_sums().mean()[0])
     assert found.manifest == expected.manifest
     assert not list(folder.glob(".*.tmp"))
 
