@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -110,13 +110,18 @@ def greedy(
 
 
 def greedy_with(
-    model: Any, inputs: dict[str, Any], reference: Callable[[dict[str, Any]], Tensor], alpha_cd: float, steps: int
+    model: Any,
+    inputs: dict[str, Any],
+    references: Sequence[Callable[[dict[str, Any]], Tensor]],
+    strengths: Sequence[float],
+    steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """As `greedy`, the reference's logits, shape (batch, sequence, vocabulary), by any whole forward."""
+    """As `greedy`, each reference's logits, shape (batch, sequence, vocabulary), by any whole forward."""
     tokens, scores = [], []
     for _ in range(steps):
-        clean, other = full_logits(model, inputs)[:, -1].float(), reference(inputs)[:, -1].float()
-        scores.append(clean + alpha_cd * (clean - other))
+        clean = full_logits(model, inputs)[:, -1].float()
+        others = [reference(inputs)[:, -1].float() for reference in references]
+        scores.append(clean + sum(a * (clean - other) for a, other in zip(strengths, others, strict=True)))
         tokens.append(scores[-1].argmax(-1))
         inputs = extend(inputs, tokens[-1])
     return torch.stack(tokens, 1), torch.stack(scores, 1)
@@ -149,3 +154,80 @@ def withheld_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def mean_image_logits(model: Any, inputs: dict[str, Any], mean: Tensor) -> Tensor:
+    """Logits of a whole forward in which every vision position is one and the same at each layer.
+
+    Its state is the layer's row of `mean`, shape (layers, hidden), and it stands where the row's middle one
+    stands.
+    """
+    ids = inputs["input_ids"]
+    vision = torch.isin(ids, torch.tensor(sorted(vision_ids_of(model))))
+    if "attention_mask" in inputs:
+        vision = vision & inputs["attention_mask"].bool()
+    layers = list(model.get_decoder().layers)
+
+    def moved(value: Tensor) -> Tensor:
+        """Positions, shape (..., batch or 1, columns, width), the middle one's at every vision column."""
+        value = value.expand(*value.shape[:-3], len(ids), *value.shape[-2:]).clone()
+        for row in range(len(ids)):
+            columns = vision[row].nonzero()[:, 0].tolist()
+            if columns:
+                middle = value[..., row, columns[(len(columns) - 1) // 2], :].clone()
+                for column in columns:
+                    value[..., row, column, :] = middle
+        return value
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        hidden[vision] = mean[layers.index(module)].to(hidden.dtype)
+        kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+        kwargs["position_embeddings"] = tuple(moved(value) for value in kwargs["position_embeddings"])
+        return (hidden,), kwargs
+
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+    try:
+        return model(**inputs, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def exit_logits(model: Any, inputs: dict[str, Any], layers: Sequence[int]) -> Tensor:
+    """Logits after lower layers, -1 the embeddings: at each position of the one that is farthest from the last."""
+    seen: dict[int, Tensor] = {}
+    decoder = model.get_decoder()
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
+            state = output if layer >= 0 else (args[0] if args else kwargs["hidden_states"])
+            seen[layer] = (state[0] if isinstance(state, tuple) else state).clone()
+
+        return hook
+
+    handles = [
+        decoder.layers[layer].register_forward_hook(keep(layer), with_kwargs=True)
+        if layer >= 0
+        else decoder.layers[0].register_forward_pre_hook(keep(layer), with_kwargs=True)
+        for layer in layers
+    ]
+    try:
+        last = model(**inputs, use_cache=False).logits.float()
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = [model.get_output_embeddings()(decoder.norm(seen[layer])).float() for layer in layers]
+    chosen = found[0].clone()
+    for row in range(last.shape[0]):
+        for column in range(last.shape[1]):
+            p = last[row, column].double().softmax(-1)
+            distances = []
+            for one in found:
+                q = one[row, column].double().softmax(-1)
+                middle = (p + q) / 2
+                distances.append(float((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()))
+            chosen[row, column] = found[distances.index(max(distances))][row, column]
+    return chosen

@@ -25,7 +25,7 @@ from eval.speed.models import describe, prompt, random_qwen
 from eval.speed.timing import Seconds, alternate, header, peak_memory, spread, write
 from tccd import TCCD, CentroidBank
 from tccd.decoding.references import centroid_erasure
-from tccd.engine.streams import erased_layers
+from tccd.engine.reference import riders
 
 OUT = Path("out/speed/transformers.json")
 
@@ -218,7 +218,7 @@ def cache_bytes(model: Any, bank: CentroidBank, inputs: dict[str, Tensor]) -> di
     """Bytes of keys and values after the prompt: the model's own, and the erased stream's beside them."""
     with TCCD(model, bank, alpha_cd=ALPHA_CD, alpha_interp=ALPHA_INTERP):
         cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-        erased = erased_layers(cache)
+        erased = riders(cache)
         sizes = {id(layer): layer.keys.nbytes + layer.values.nbytes for layer in cache.layers}
         mine = sum(sizes[id(layer)] for layer in erased)
     return {"plain": sum(sizes.values()) - mine, "erased": mine}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tccd.data import Sample
-from tccd.decoder import Decoder, first_tensor
-from tccd.engine import Erasure, Reference, Session, Step
+from tccd.decoder import Decoder
+from tccd.engine import EarlyExit, Erasure, Layout, Reference, Session, Step, Twin
 from tccd.inputs import check_context, encode
 from tccd.modality import ModalityMap, modality_map, vision_token_ids
 
@@ -38,34 +38,46 @@ class Streams:
     replaced: list[int]
 
 
+@dataclass
+class _Dose:
+    """How far an erasure moved states: the sum over positions of the displacement's norm, and their number."""
+
+    moved: float = 0.0
+    replaced: int = 0
+    where: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Watched(Erasure):
+    """An erasure that notes how far it moves states in one forward."""
+
+    dose: _Dose = field(default_factory=_Dose)
+
+    def layout(self, modalities: ModalityMap) -> Layout:
+        found = super().layout(modalities)
+        self.dose.where = found.replaced
+        return found
+
+    def states(self, clean: Tensor, first: int, found: dict[Any, Tensor]) -> Tensor:
+        erased = super().states(clean, first, found)
+        assert self.dose.where is not None
+        where = self.dose.where[:, first : first + clean.shape[1]].to(clean.device)
+        before, after = clean[where], erased[where]
+        self.dose.moved = float((after.float() - before.float()).norm(dim=-1).double().sum())
+        self.dose.replaced = len(before)
+        return erased
+
+
 class _Collector(Session):
-    """Keeps the next-token logits of every stream, and how far each erasure moved states."""
+    """Keeps the next-token logits of every stream."""
 
     clean: Tensor
     others: list[Tensor]
 
-    def __init__(self, decoder: Decoder, references: tuple[Reference, ...]) -> None:
-        super().__init__(decoder, references)
-        self.moved, self.replaced = [0.0] * len(references), [0] * len(references)
-
-    def run_layer(
-        self, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        output = super().run_layer(index, forward, args, kwargs)
-        assert self.step is not None
-        for number, part in enumerate(self.step.parts):
-            of = part.stream.reference
-            if isinstance(of, Erasure) and of.layer == index and part.queries:
-                assert part.hidden is not None
-                before, after = first_tensor(output)[:, -part.queries :][part.where], part.hidden[part.where]
-                self.moved[number] = float((after.float() - before.float()).norm(dim=-1).double().sum())
-                self.replaced[number] = len(before)
-        return output
-
-    def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
+    def combine_logits(self, step: Step, clean: Tensor, others: list[Tensor]) -> Tensor:
         self.clean = clean[:, -1]
         # A stream that owns no column of the longest row is the clean one.
-        self.others = [other[:, -1] if other.shape[1] else clean[:, -1] for other in erased]
+        self.others = [other[:, -1] if other.shape[1] else clean[:, -1] for other in others]
         return clean
 
 
@@ -114,14 +126,21 @@ def run_streams(decoder: Decoder, inputs: dict[str, Any], references: Sequence[R
         return Streams(decoder.model(**inputs, **options).logits[:, -1], [], [], [])
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     where = modality_map(ids, vision_token_ids(decoder.model.config), mask, has_images=True)
-    found: dict[int, tuple[Tensor, float, int]] = {}
+    doses = [_Dose() for _ in references]
+    others: dict[int, Tensor] = {}
     for group in _groups(references, where):
-        session = _Collector(decoder, tuple(references[i] for i in group))
+        session = _Collector(decoder, tuple(_watched(references[i], doses[i]) for i in group))
         with session.active():
             decoder.model(**inputs, **options)
-        found |= dict(zip(group, zip(session.others, session.moved, session.replaced, strict=True), strict=True))
-    others, moved, replaced = zip(*(found[i] for i in range(len(references))), strict=True)
-    return Streams(session.clean, list(others), list(moved), list(replaced))
+        others |= dict(zip(group, session.others, strict=True))
+    moved, replaced = [dose.moved for dose in doses], [dose.replaced for dose in doses]
+    return Streams(session.clean, [others[i] for i in range(len(references))], moved, replaced)
+
+
+def _watched(reference: Reference, dose: _Dose) -> Reference:
+    if not isinstance(reference, Erasure):
+        return reference
+    return _Watched(**{f.name: getattr(reference, f.name) for f in fields(Erasure)}, dose=dose)
 
 
 def _groups(references: Sequence[Reference], where: ModalityMap) -> list[list[int]]:
@@ -129,7 +148,7 @@ def _groups(references: Sequence[Reference], where: ModalityMap) -> list[list[in
     columns = [_columns(reference, where) for reference in references]
     groups: list[list[int]] = []
     room = 0.0
-    for i in sorted(range(len(references)), key=lambda i: (columns[i], references[i].layer)):
+    for i in sorted(range(len(references)), key=lambda i: (columns[i], getattr(references[i], "layer", 0))):
         if columns[i] > room:
             groups.append([])
             room = COLUMNS
@@ -141,4 +160,6 @@ def _groups(references: Sequence[Reference], where: ModalityMap) -> list[list[in
 def _columns(reference: Reference, where: ModalityMap) -> float:
     """Columns that a reference runs for each clean one."""
     n = where.real.shape[-1]
+    if not isinstance(reference, Twin):
+        return 1 / n if isinstance(reference, EarlyExit) else 1.0
     return max(1, n - int(reference.layout(where).start.min())) / n

@@ -40,7 +40,8 @@ class Rule:
 
     Attributes:
         alpha_cd: strength of the contrast in `clean + alpha_cd * (clean - reference)`; 0 is plain decoding. 0.5
-            to 2 is the usual range; measure it on your data.
+            to 2 is the usual range. A negative one adds what the reference says, which helps where the reference
+            answers better than the model does. Measure it on your data.
         beta: plausibility. Only tokens with clean probability >= beta times the largest may win; 0 is off, 0.1 a
             good start where large `alpha_cd` lets odd tokens win.
         gate: label-free signal, all in [0, 1], that says where contrast acts. "margin": clean top-2
@@ -67,7 +68,7 @@ class Rule:
     tokens: str = "all"
 
     def __post_init__(self) -> None:
-        _number("alpha_cd", self.alpha_cd, 0.0, math.inf)
+        _number("alpha_cd", self.alpha_cd, -math.inf, math.inf)
         for name in ("beta", "gate_threshold", "gate_ramp"):
             _number(name, getattr(self, name), 0.0, 1.0)
         _one_of("gate", self.gate, (None, *GATES))
@@ -139,7 +140,7 @@ def _number(name: str, value: Any, low: float, high: float) -> None:
         raise ConfigError(f"{name} is {value!r} ({type(value).__name__}); expected a number")
     # Compared before it is made a float: an integer may be too large for one.
     if not low <= value <= high or abs(value) > 1e30:
-        expected = f"a finite number >= {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+        expected = "a finite number" if high == math.inf else f"{low:g} to {high:g}"
         raise ConfigError(f"{name} is {value}; expected {expected}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,25 +43,58 @@ def plausible(clean: Tensor, beta: float) -> Tensor:
 
 
 def contrast(clean: Tensor, reference: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """The whole rule: gate, combination, plausibility.
+    """The whole rule for one reference: gate, combination, plausibility.
 
     Args:
         clean: logits of the clean stream, shape (..., vocabulary).
-        reference: logits of the reference stream, the same shape.
+        reference: logits of the reference, the same shape.
         rule: the settings; with `beta = 0` and no gate this is the paper's formula exactly.
 
     Returns:
-        Logits in fp32, implausible tokens at minus infinity, and the gate's opening of shape (...), which
-        scaled `alpha_cd` at each position (all ones without a gate). Where the gate is shut the clean logits
-        come back whole: no contrast, so nothing for plausibility to guard.
+        As `contrast_all`.
     """
-    if rule.gate is None:
-        opened = torch.ones(clean.shape[:-1], device=clean.device)
-    else:
-        opened = GATES[rule.gate].opening(clean, reference, rule.gate_threshold, rule.gate_ramp)
-    combined = combine(clean, reference, rule.alpha_cd * opened[..., None])
+    return contrast_all(clean, [reference], rule)
+
+
+def contrast_all(
+    clean: Tensor,
+    references: Sequence[Tensor],
+    rule: Rule,
+    weights: Sequence[float] = (1.0,),
+    allowed: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The whole rule for some references: `clean + alpha_cd * sum of weight * (clean - reference)`.
+
+    Each reference has a gate of its own, where the gate's signal depends on it.
+
+    Args:
+        clean: logits of the clean stream, shape (..., vocabulary).
+        references: logits of each reference, the same shape.
+        rule: the settings.
+        weights: of each reference, of either sign.
+        allowed: where each may act, boolean, shape (...); everywhere when None.
+
+    Returns:
+        Logits in fp32, implausible tokens at minus infinity, and the widest opening of the gates, shape (...),
+        which scaled `alpha_cd` at each position (all ones without a gate). Where all are shut the clean logits
+        come back
+        whole: no contrast, so nothing for plausibility to guard.
+    """
+    combined = clean.float()
+    widest = torch.zeros(clean.shape[:-1], device=clean.device)
+    for number, (reference, weight) in enumerate(zip(references, weights, strict=True)):
+        if rule.gate is None:
+            opened = torch.ones_like(widest)
+        else:
+            opened = GATES[rule.gate].opening(clean, reference, rule.gate_threshold, rule.gate_ramp)
+        if allowed is not None:
+            opened = opened * allowed[number]
+        strength = rule.alpha_cd * weight * opened[..., None]
+        away = strength * (clean.float() - reference.float())
+        combined = combined + away.masked_fill(strength == 0, 0.0)  # and not the NaN of 0 * inf
+        widest = torch.maximum(widest, opened)
     combined = combined.masked_fill(clean == -math.inf, -math.inf)  # and not the NaN of inf - inf
     if rule.beta > 0:
-        allowed = plausible(clean, rule.beta) | (opened == 0)[..., None]
-        combined = combined.masked_fill(~allowed, -math.inf)
-    return combined, opened
+        kept = plausible(clean, rule.beta) | (widest == 0)[..., None]
+        combined = combined.masked_fill(~kept, -math.inf)
+    return combined, widest

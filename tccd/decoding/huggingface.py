@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -20,7 +21,7 @@ from tccd.decoding.logits_processor import TCCDLogitsProcessor, WatchingSession
 from tccd.decoding.references import centroid_erasure, text_layer
 from tccd.decoding.session import Contrasted, ContrastSession
 from tccd.engine.reference import Reference
-from tccd.engine.support import check_model, check_reference
+from tccd.engine.support import check_model
 from tccd.errors import ConfigError, UnsupportedModelError
 
 _MODES = (
@@ -33,10 +34,11 @@ _MODES = (
 
 
 class Contrast:
-    """Contrastive decoding of a transformers vision-language model with any reference.
+    """Contrastive decoding of a transformers vision-language model with any reference, or with several.
 
-    Every token is drawn from `clean + alpha_cd * (clean - reference)`. The reference runs inside the clean
-    stream's forward (see `tccd.engine.session`). A row without an image is decoded plainly.
+    Every token is drawn from `clean + alpha_cd * (clean - reference)`, or from `clean + alpha_cd * (the sum of
+    weight * (clean - reference))`. References run inside the clean stream's forward (see `tccd.engine.session`). A
+    row without an image is decoded plainly, unless the reference needs none (`early_exit`, `other_prompt`).
 
     Three doors:
 
@@ -47,12 +49,14 @@ class Contrast:
 
     Args:
         model: a loaded model with a language-model head, in eval mode.
-        reference: what is contrasted with: `tccd.decoding.references.no_vision()`, `blank_image(...)`.
+        reference: what is contrasted with, one or several; made by the functions of `tccd.decoding.references`.
+        weights: of each reference, where there are several; 1 each when None. A negative weight adds what the
+            reference says where a positive one subtracts it.
         alpha_cd, beta, gate, gate_threshold, gate_ramp, tokens: see `Rule`.
         rule: all of them at once, instead.
 
     Raises:
-        ConfigError: a setting is out of range, or given twice.
+        ConfigError: a setting is out of range, or given twice, or a weight is zero or missing.
         UnsupportedModelError: the engine is not exact for this model.
 
     Example:
@@ -66,23 +70,34 @@ class Contrast:
     """
 
     def __init__(
-        self, model: Any, reference: Reference, *, rule: Rule | None = None, **settings: Unpack[RuleSettings]
+        self,
+        model: Any,
+        reference: Reference | Sequence[Reference],
+        *,
+        weights: Sequence[float] | None = None,
+        rule: Rule | None = None,
+        **settings: Unpack[RuleSettings],
     ) -> None:
         if rule is not None and settings:
             raise ConfigError("settings were given both one by one and as rule; give them once")
-        self._set_up(model, reference, Rule.from_dict(settings) if rule is None else rule)
+        references = (reference,) if isinstance(reference, Reference) else tuple(reference)
+        self._set_up(model, references, Rule.from_dict(settings) if rule is None else rule, weights)
 
-    def _set_up(self, model: Any, reference: Reference, rule: Rule) -> None:
+    def _set_up(
+        self, model: Any, references: tuple[Reference, ...], rule: Rule, weights: Sequence[float] | None = None
+    ) -> None:
         self.model = model
         self.decoder = find_decoder(model)
-        self.reference = reference
+        self.references = tuple(one.bind(self.decoder) for one in references)
+        self.weights = _weights(references, weights)
         self.rule = rule
-        check_reference(self.decoder, reference)
         check_model(self.decoder)
         self._local = threading.local()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({type(self.model).__name__}, {self.reference!r}, {self.rule!r})"
+        weighted = "" if set(self.weights) == {1.0} else f", weights={self.weights}"
+        told = ", ".join(map(repr, self.references))
+        return f"{type(self).__name__}({type(self.model).__name__}, {told}{weighted}, {self.rule!r})"
 
     @property
     def trace(self) -> list[Contrasted]:
@@ -132,7 +147,7 @@ class Contrast:
 
     def session(self, prompt_length: int | None = None) -> ContrastSession:
         """A fresh decoding session; `trace` shows the last one of this thread."""
-        session = ContrastSession(self.decoder, self.reference, self.rule, prompt_length)
+        session = ContrastSession(self.decoder, self.references, self.rule, self.weights, prompt_length)
         self._local.last = session
         return session
 
@@ -162,7 +177,7 @@ class Contrast:
         `model.generate(**inputs, logits_processor=[tccd.logits_processor()])`. Transformers runs it after its
         own penalties, which therefore see the clean logits; with `custom_generate` they see the combined.
         """
-        session = WatchingSession(self.decoder, self.reference, self.rule)
+        session = WatchingSession(self.decoder, self.references, self.rule, self.weights)
         self._local.last = session
         return TCCDLogitsProcessor(session)
 
@@ -229,7 +244,20 @@ class TCCD(Contrast):
         self.bank = bank
         self.fitted_on = bank.check(model, fitted_on)
         self.layer = text_layer(bank, self.config.layer)
-        self._set_up(model, centroid_erasure(bank, self.layer, self.config.alpha_interp), self.config)
+        self._set_up(model, (centroid_erasure(bank, self.layer, self.config.alpha_interp),), self.config)
+
+
+def _weights(references: Sequence[Reference], weights: Sequence[float] | None) -> tuple[float, ...]:
+    if not references:
+        raise ConfigError("no reference to contrast with; give one, such as no_vision()")
+    given = (1.0,) * len(references) if weights is None else tuple(weights)
+    wrong = [w for w in given if isinstance(w, bool) or not isinstance(w, int | float) or not 0 < abs(w) < 1e30]
+    if wrong or len(given) != len(references):
+        raise ConfigError(
+            f"weights are {given} for {len(references)} reference{'s' * (len(references) > 1)}; expected one "
+            "finite number other than 0 for each: leave a reference out rather than give it 0"
+        )
+    return tuple(float(weight) for weight in given)
 
 
 def _dropped_by_generate(model: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import LogitsProcessor
 
 from tccd.decoder import Decoder
 from tccd.decoding.config import Rule
-from tccd.decoding.contrast import contrast
+from tccd.decoding.contrast import contrast_all
 from tccd.decoding.session import Contrasted, ContrastSession
 from tccd.engine.packing import Step
 from tccd.engine.reference import Reference
@@ -22,23 +22,26 @@ from tccd.errors import TCCDError, UnsupportedModelError
 
 
 class WatchingSession(ContrastSession):
-    """Leaves the model's logits as they are, and keeps both streams' for a processor.
+    """Leaves the model's logits as they are, and keeps every stream's for a processor.
 
     It may outlive its `generate` call (an exception's traceback keeps the processor alive), so it disturbs
     nobody: a forward that can't be contrasted runs plainly, and the processor says why if it is asked.
 
     Attributes:
-        seen: clean and erased next-token logits, shape (batch, vocabulary), and the rows to contrast.
+        seen: next-token logits of the clean stream, shape (batch, vocabulary), of each reference, and by
+            reference the rows to contrast, shape (batch,).
         problem: why the last forward could not be contrasted.
         leave: ends the session and leaves the model as it was.
     """
 
     yields = True
 
-    def __init__(self, decoder: Decoder, reference: Reference, rule: Rule) -> None:
-        super().__init__(decoder, reference, rule)
+    def __init__(
+        self, decoder: Decoder, references: Sequence[Reference], rule: Rule, weights: Sequence[float]
+    ) -> None:
+        super().__init__(decoder, references, rule, weights)
         self.leave: Callable[[], Any] = self.close
-        self.seen: tuple[Tensor, Tensor, Tensor] | None = None
+        self.seen: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
         self.problem: TCCDError | None = None
 
     @property
@@ -64,16 +67,14 @@ class WatchingSession(ContrastSession):
             self.leave()
             raise
 
-    def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor | None:
-        """Ask for both streams' logits."""
-        return None if erased else clean
+    def combine_states(self, step: Step, clean: Tensor, others: list[Tensor]) -> Tensor | None:
+        """Ask for every stream's logits."""
+        return None if others else clean
 
-    def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
-        """Keep both streams' logits; hand on the clean ones."""
-        # A prompt that ends with its image has no erased column yet: both streams are one.
-        other = erased[0] if erased[0].shape[1] else clean
-        rows = self.mask(step, 1)[:, 0] if erased[0].shape[1] else torch.zeros(len(clean), dtype=torch.bool)
-        self.seen = clean[:, -1].float(), other[:, -1].float(), rows.to(clean.device)
+    def combine_logits(self, step: Step, clean: Tensor, others: list[Tensor]) -> Tensor:
+        """Keep every stream's logits; hand on the clean ones."""
+        whole, allowed = self._aligned(step, clean[:, -1:], [other[:, -1:] for other in others])
+        self.seen = clean[:, -1].float(), [x[:, -1].float() for x in whole], [x[:, -1] for x in allowed]
         return clean
 
 
@@ -81,7 +82,7 @@ class TCCDLogitsProcessor(LogitsProcessor):
     """TCCD as a logits processor; made by `TCCD.logits_processor`.
 
     Right for greedy decoding, sampling and beams, where scores arrive log-softmaxed and leave so. It adds
-    `alpha_cd * (clean - erased)` to the scores that earlier processors left, so their masks stay.
+    `alpha_cd * (clean - reference)` to the scores that earlier processors left, so their masks stay.
 
     Raises:
         UnsupportedModelError: called without a forward of its model before it in this thread, or for several
@@ -110,12 +111,12 @@ class TCCDLogitsProcessor(LogitsProcessor):
                 "the TCCD processor saw no forward of its model for these scores: create it in the generate "
                 "call, in the thread that generates, or use custom_generate=tccd"
             )
-        clean, erased, allowed = session.seen
+        clean, others, allowed = session.seen
         session.seen = None
-        combined, opened = contrast(clean, erased, session.rule)
-        opened = opened * allowed
+        combined, opened = contrast_all(clean, others, session.rule, session.weights, allowed)
         shift = (combined - clean).masked_fill(clean == -math.inf, 0.0).to(scores.device)
-        mixed = scores + torch.where(allowed[:, None].to(scores.device), shift, 0.0)
+        acted = torch.stack(allowed).any(0)
+        mixed = scores + torch.where(acted[:, None].to(scores.device), shift, 0.0)
         session.trace.append(Contrasted(input_ids.shape[1] - 1, opened[:, None]))
         normalised = torch.logsumexp(scores, -1).abs().amax() < 1e-3
         return mixed.log_softmax(-1) if bool(normalised) else mixed

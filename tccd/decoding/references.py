@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from tccd.centroids.bank import CentroidBank
 from tccd.data.pictures import GREY, blank
-from tccd.engine.reference import Erasure, OtherImage, Withheld
-from tccd.errors import ConfigError
+from tccd.decoding.config import TCCDConfig
+from tccd.engine.exits import EarlyExit
+from tccd.engine.twins import Erasure, MeanImage, OtherImage, Withheld
+from tccd.errors import BankMismatchError, ConfigError
 from tccd.inputs import encode
 from tccd.modality import Modality
 
@@ -21,22 +24,130 @@ def no_vision() -> Withheld:
     return Withheld()
 
 
+def mean_vision(bank: CentroidBank) -> MeanImage:
+    """The mean of many images in each image's place; costs the tail's rows and one more.
+
+    Every vision token, at every layer, is the mean of those of the images that the bank was fitted on. Ours. Good
+    where the prior is how often an answer is right whatever the image; fit it on 100 images or more.
+
+    Args:
+        bank: with a vision mean (`tccd fit` keeps one).
+
+    Raises:
+        BankMismatchError: the bank has none.
+    """
+    if bank.vision_mean is None:
+        raise BankMismatchError(
+            "the bank has no vision mean, which mean-vision needs; fit it again with `tccd fit`, which keeps one"
+        )
+    return MeanImage(bank.vision_mean)
+
+
+def text_centroid(bank: CentroidBank, layer: int | None = None, alpha_interp: float = 0.4) -> Erasure:
+    """The text tail moved to its nearest centroids after a layer (arXiv 2604.14363); what `TCCD` contrasts with.
+
+    Args:
+        bank: with text centroids at the layer. `bank.check(model)` says whether it belongs to a model.
+        layer: decoder layer, from 0; the bank's only text layer when None.
+        alpha_interp: what is kept of a state's offset from its centroid, 0 (nothing) to 1.
+
+    Raises:
+        BankMismatchError: the bank has no such entry.
+        ConfigError: a value is out of range.
+    """
+    config = TCCDConfig(alpha_interp=alpha_interp, layer=layer)
+    return centroid_erasure(bank, text_layer(bank, config.layer), config.alpha_interp)
+
+
+def vision_centroid(bank: CentroidBank, layer: int, alpha_interp: float = 0.0) -> Erasure:
+    """The vision tokens moved to their nearest centroids after a layer; costs all rows from the first of them on.
+
+    Args:
+        bank: with vision centroids at the layer.
+        layer: decoder layer, from 0.
+        alpha_interp: what is kept of a state's offset from its centroid, 0 (nothing) to 1.
+
+    Raises:
+        BankMismatchError: the bank has no such entry.
+        ConfigError: a value is out of range.
+    """
+    config = TCCDConfig(alpha_interp=alpha_interp, layer=layer)
+    return centroid_erasure(bank, layer, config.alpha_interp, "vision")
+
+
+def early_exit(layers: str | int | Sequence[int] = "low") -> EarlyExit:
+    """What the model would say at a lower layer (DoLa; Chuang et al., arXiv 2309.03883); costs a head row or more.
+
+    Args:
+        layers: one decoder layer, from 0, -1 for the embeddings; or several, of which the one farthest from the
+            last layer is taken at each token; or "low" or "high", DoLa's candidates in the lower or upper half.
+            Its authors use "low" for long answers and "high" for short ones.
+
+    Raises:
+        ConfigError: no such layers; raised where the model is known.
+    """
+    if isinstance(layers, str):
+        return EarlyExit(layers)  # type: ignore[arg-type]
+    return EarlyExit((layers,) if isinstance(layers, int) else tuple(layers))
+
+
 def blank_image(
     processor: Any,
     images: Sequence[Sequence[Image]],
     prompts: Sequence[str],
-    color: tuple[int, int, int] = GREY,
+    color: tuple[int, int, int] | Image = GREY,
 ) -> OtherImage:
-    """A picture of one color in each image's place (VCD with a blank image; Leng et al., arXiv 2311.16922).
+    """Another picture in each image's place, one that shows nothing (VCD with a blank image; arXiv 2311.16922).
 
     Args:
         processor: the model's.
         images: one sequence of PIL images a row, as for `tccd.inputs.encode`.
         prompts: one a row, the very ones that are decoded.
-        color: red, green and blue, 0 to 255.
+        color: red, green and blue, 0 to 255; or a picture, which is stretched to each image's size.
     """
-    shown = [[blank(image, color) for image in row] for row in images]
-    return OtherImage(dict(encode(processor, shown, prompts)))
+
+    def instead(image: Image) -> Image:
+        return blank(image, color) if isinstance(color, tuple) else color.convert("RGB").resize(image.size)
+
+    return OtherImage(dict(encode(processor, [[instead(image) for image in row] for row in images], prompts)))
+
+
+def noised_image(inputs: Mapping[str, Any], step: int = 999, seed: int = 0) -> OtherImage:
+    """The image itself under noise (VCD; Leng et al., CVPR 2024, arXiv 2311.16922); costs a second pass.
+
+    The noise is that of the authors' diffusion schedule, added to the pixels as the processor gives them.
+
+    Args:
+        inputs: what the model is given, by name: the processor's output.
+        step: of the schedule, 0 (hardly any noise) to 999 (hardly any image). Its authors use 500 to 999.
+        seed: of the noise.
+
+    Raises:
+        ConfigError: no such step, or no pixels among the inputs.
+    """
+    if type(step) is not int or not 0 <= step < DIFFUSION_STEPS:
+        raise ConfigError(f"step is {step!r}; expected 0 to {DIFFUSION_STEPS - 1}")
+    names = [name for name in ("pixel_values", "pixel_values_videos") if inputs.get(name) is not None]
+    if not names:
+        raise ConfigError(f"the inputs hold no pixel_values to add noise to; they hold {', '.join(inputs)}")
+    draws = torch.Generator().manual_seed(seed)
+    return OtherImage(dict(inputs) | {name: _noised(inputs[name], step, draws) for name in names})
+
+
+#: Steps of VCD's diffusion schedule.
+DIFFUSION_STEPS = 1000
+
+
+def _noised(pixels: Tensor, step: int, draws: torch.Generator) -> Tensor:
+    # The schedule of VCD's released code: variances on a sigmoid from 1e-5 to 5e-3.
+    variances = torch.linspace(-6, 6, DIFFUSION_STEPS).sigmoid() * (5e-3 - 1e-5) + 1e-5
+    kept = float((1 - variances).cumprod(0)[step])
+    noise = torch.randn(pixels.shape, generator=draws).to(pixels)
+    noised = kept**0.5 * pixels + (1 - kept) ** 0.5 * noise
+    if pixels.ndim < 5:
+        return noised
+    # Tiles that are zero everywhere are padding to the model, and have to stay so.
+    return torch.where(pixels.eq(0).flatten(-3).all(-1)[..., None, None, None], pixels, noised)
 
 
 def text_layer(bank: CentroidBank, layer: int | None) -> int:

@@ -1,18 +1,20 @@
-"""A contrast on the twin engine: one clean stream and one reference, and what their contrast did."""
+"""A contrast in transformers: the clean stream and its references, and what their contrast did."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tccd.decoder import Decoder
 from tccd.decoding.config import Rule
-from tccd.decoding.contrast import combine, contrast
+from tccd.decoding.contrast import contrast_all
 from tccd.engine.packing import Step
-from tccd.engine.reference import Reference
+from tccd.engine.reference import Part, Reference
 from tccd.engine.session import Session
 from tccd.engine.support import check_uncompiled
 from tccd.errors import ConfigError
@@ -24,8 +26,8 @@ class Contrasted:
 
     Attributes:
         position: column of the first of the logits below in the whole sequence, padding included.
-        opened: the gate's opening, shape (batch, columns); multiply by `alpha_cd` for the strength. Zero in a
-            row without an image.
+        opened: the gate's opening, shape (batch, columns), the widest of several references; multiply by
+            `alpha_cd` for the strength. Zero in a row without an image, where the reference needs one.
     """
 
     position: int
@@ -33,18 +35,31 @@ class Contrasted:
 
 
 class ContrastSession(Session):
-    """Contrast of the clean stream and a reference.
+    """Contrast of the clean stream and some references.
+
+    Args:
+        decoder: the model's parts.
+        references: what is contrasted with.
+        rule: what is made of the logits.
+        weights: of each reference.
+        prompt_length: columns of the prompt, where it is known that nobody compiles the model.
 
     Attributes:
         trace: where contrast acted, one entry a forward.
     """
 
     def __init__(
-        self, decoder: Decoder, reference: Reference, rule: Rule, prompt_length: int | None = None
+        self,
+        decoder: Decoder,
+        references: Sequence[Reference],
+        rule: Rule,
+        weights: Sequence[float],
+        prompt_length: int | None = None,
     ) -> None:
         # Settings that are plain decoding need no second stream: off means off.
-        super().__init__(decoder, () if rule.is_off else (reference,))
+        super().__init__(decoder, () if rule.is_off else tuple(references))
         self.rule = rule
+        self.weights = weights
         self.prompt_length = prompt_length
         self.uncompiled = prompt_length is not None  # custom_generate knows the prompt and turns compilation off
         self.trace: list[Contrasted] = []
@@ -60,38 +75,43 @@ class ContrastSession(Session):
         if self.rule.tokens == "first" and kwargs.get("use_cache") is False:
             raise ConfigError("tokens='first' needs use_cache=True: without it every token looks like the first")
 
-    def mask(self, step: Step, m: int) -> Tensor:
-        """Columns where contrast may act, shape (batch, m), for the last m own columns of this forward."""
-        part = step.parts[0]
-        own = part.answers[:, part.queries - m :]
+    def mask(self, step: Step, part: Part, m: int) -> Tensor:
+        """Where contrast with one reference may act in the last m columns of this forward, shape (batch, m)."""
+        known = min(m, part.queries)
+        own = pad(part.answers[:, part.queries - known :], (m - known, 0))
         if self.rule.tokens == "first":
             assert self.prompt_length is not None
             position = torch.arange(step.past + step.n - m, step.past + step.n, device=own.device)
             own = own & (position == self.prompt_length - 1)
         return own
 
-    def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor | None:
-        """Fact three: under a linear head the combination of states gives the combination of logits."""
-        if not erased:
+    def combine_states(self, step: Step, clean: Tensor, others: list[Tensor]) -> Tensor | None:
+        """Under a linear head the combination of states gives the combination of logits."""
+        if not others:
             return clean
         if self.rule.needs_logits or not self.decoder.linear_logits:
             return None
-        m = erased[0].shape[1]
-        opened = self.mask(step, m).to(clean.device)
-        self._record(step, opened.float())
-        tail = clean[:, clean.shape[1] - m :]
-        mixed = combine(tail, erased[0], self.rule.alpha_cd).to(clean.dtype)
-        return torch.cat([clean[:, : clean.shape[1] - m], torch.where(opened[..., None], mixed, tail)], 1)
+        whole, allowed = self._aligned(step, clean, others)
+        mixed = clean.float()
+        for other, weight, where in zip(whole, self.weights, allowed, strict=True):
+            away = self.rule.alpha_cd * weight * (clean.float() - other.float())
+            mixed = mixed + torch.where(where[..., None], away, 0.0)
+        acted = torch.stack(allowed).any(0)
+        self._record(step, acted.float())
+        return torch.where(acted[..., None], mixed.to(clean.dtype), clean)
 
-    def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
+    def combine_logits(self, step: Step, clean: Tensor, others: list[Tensor]) -> Tensor:
         """The whole rule on logits: gate, combination, plausibility."""
-        m = erased[0].shape[1]
-        tail = clean[:, clean.shape[1] - m :]
-        mixed, opened = contrast(tail, erased[0], self.rule)
-        allowed = self.mask(step, m).to(clean.device)
-        self._record(step, opened * allowed)
-        mixed = torch.where(allowed[..., None], mixed.to(clean.dtype), tail)
-        return torch.cat([clean[:, : clean.shape[1] - m], mixed], 1)
+        whole, allowed = self._aligned(step, clean, others)
+        mixed, opened = contrast_all(clean, whole, self.rule, self.weights, allowed)
+        self._record(step, opened)
+        return torch.where(torch.stack(allowed).any(0)[..., None], mixed.to(clean.dtype), clean)
+
+    def _aligned(self, step: Step, clean: Tensor, others: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Each reference's states or logits for all columns of the clean ones, and where contrast may act."""
+        m = clean.shape[1]
+        whole = [torch.cat([clean[:, : m - other.shape[1]], other.to(clean.device)], 1) for other in others]
+        return whole, [self.mask(step, part, m).to(clean.device) for part in step.parts]
 
     def _record(self, step: Step, opened: Tensor) -> None:
         self.trace.append(Contrasted(step.past + step.n - opened.shape[1], opened.detach()))

@@ -2,19 +2,38 @@
 
 How it works, in the order to read it:
 
-- `reference`: what a second stream does otherwise than the clean one, and from which layer on.
+- `reference`: what a session asks of a reference, whatever its kind.
 - `session`: one `generate` call or one `with` block. It runs each layer once, on the clean columns and the
   references' own columns together.
-- `packing` and `masks`: the columns `[clean | reference ...]` of one forward, which of them see which, and the
-  cache that takes each to its place.
-- `streams`: the references' keys and values, which ride at the end of the model's own cache.
+- `streams` and `twins`: references with columns of their own, and their keys and values, which ride at the end
+  of the model's own cache; `stand_ins`: what they see in the place of columns that they do not run.
+- `exits`: references that leave the clean stream at a lower layer.
+- `packing` and `masks`: the columns `[clean | twin ...]` of one forward, which of them see which, and the cache
+  that takes each to its place.
 - `installation`: how the model is held while a session is open, and let go.
 - `embeddings`: what the model makes of another picture before its first layer.
 - `support`: what the engine is not exact for, refused before the first token.
 """
 
+from tccd.engine.exits import EarlyExit
 from tccd.engine.packing import Step
-from tccd.engine.reference import EMBEDDINGS, Erasure, Layout, OtherImage, Reference, Withheld
+from tccd.engine.reference import EMBEDDINGS, Part, Reference
 from tccd.engine.session import Session
+from tccd.engine.streams import Layout, StreamPart, Twin
+from tccd.engine.twins import Erasure, MeanImage, OtherImage, Withheld
 
-__all__ = ["EMBEDDINGS", "Erasure", "Layout", "OtherImage", "Reference", "Session", "Step", "Withheld"]
+__all__ = [
+    "EMBEDDINGS",
+    "EarlyExit",
+    "Erasure",
+    "Layout",
+    "MeanImage",
+    "OtherImage",
+    "Part",
+    "Reference",
+    "Session",
+    "Step",
+    "StreamPart",
+    "Twin",
+    "Withheld",
+]

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache
 
 from tccd.engine import masks
-from tccd.engine.streams import ErasedLayer, Part
+from tccd.engine.reference import Part, Rider
+from tccd.engine.streams import StreamPart
 from tccd.errors import UnsupportedModelError
 
 
@@ -24,9 +25,11 @@ class Step:
         past: columns before it.
         n: clean columns in it.
         prefill: whether it holds the prompt.
-        parts: the erased streams' parts in it.
+        parts: the references' parts in it, in their order.
+        twins: of these, the ones with columns of their own.
         cache: the model's cache, once it is known.
-        active: the parts packed into the layer call that runs now.
+        dtype: of attention, for a mask that adds to scores.
+        active: the twins packed into the layer call that runs now.
     """
 
     def __init__(self, past: int, n: int, parts: list[Part], cache: Cache | None) -> None:
@@ -34,8 +37,10 @@ class Step:
         self.n = n
         self.prefill = past == 0
         self.parts = parts
+        self.dtype = torch.float32
+        self.twins = [part for part in parts if isinstance(part, StreamPart)]
         self.cache = cache
-        self.active: list[Part] = []
+        self.active: list[StreamPart] = []
         self._packed: Tensor | None = None
         self._clean: Tensor | None = None
         self._memo: dict[tuple[Any, ...], tuple[Any, Any]] = {}
@@ -43,20 +48,26 @@ class Step:
         self._layer: int | None = None
 
     def activate(self, layer: int | None) -> bool:
-        """Pack the streams begun below `layer` (all of them for None) from now on; False if they own no column."""
+        """Pack the twins begun below `layer` (all of them for None) from now on; False if they run no row."""
         self._layer = layer
-        self.active = [p for p in self.parts if layer is None or p.stream.reference.layer < layer]
-        return any(part.queries for part in self.active)
+        self.active = [p for p in self.twins if layer is None or p.stream.reference.layer < layer]
+        return any(part.rows for part in self.active)
 
     def pack(self, clean: Tensor) -> Tensor:
-        """States [clean | erased ...], shape (batch, n + queries, hidden), without a copy if they stand so."""
-        width = self.n + sum(part.queries for part in self.active)
-        if clean is self._clean:
-            if self._packed is not None and self._packed.shape[1] == width:
-                return self._packed
-        else:
+        """States [clean | twins ...], shape (batch, n + rows, hidden), without a copy if they stand so."""
+        width = self.n + sum(part.rows for part in self.active)
+        if clean is not self._clean:
             self._follow(clean)
-        return torch.cat([clean, *(on(part.hidden, clean) for part in self.active)], 1)
+        if clean is self._clean and self._packed is not None and self._packed.shape[1] == width:
+            packed = self._packed
+        else:
+            packed = torch.cat([clean, *(on(part.hidden, clean) for part in self.active)], 1)
+        at = self.n
+        for part in self.active:
+            if part.stand_in is not None and self._layer is not None:
+                packed[:, at] = part.stand_in.states[self._layer].to(packed)
+            at += part.rows
+        return packed
 
     def _follow(self, clean: Tensor) -> None:
         # Between two layers the model added something (Qwen3-VL's deepstack: visual features, at the vision
@@ -65,7 +76,8 @@ class Step:
             return
         added = clean - on(self._clean, clean)
         for part in self.active:
-            part.hidden = on(part.hidden, clean) + part.follow(self._layer, added)
+            part.hidden = on(part.hidden, clean)
+            part.follow(self._layer, added)
 
     def leave(self, clean: Tensor) -> None:
         """Note what a layer without erased columns gave, shape (batch, n, hidden)."""
@@ -75,8 +87,8 @@ class Step:
         """Hand each stream its states back; returns the clean ones, shape (batch, n, hidden)."""
         at = self.n
         for part in self.active:
-            part.hidden = packed[:, at : at + part.queries]
-            at += part.queries
+            part.hidden = packed[:, at : at + part.rows]
+            at += part.rows
         self._packed, self._clean = packed, packed[:, : self.n]
         return self._clean
 
@@ -104,22 +116,23 @@ class Step:
                 packed[name] = value
         return packed
 
-    def streams_apart(self, keys: int) -> list[tuple[int, int]]:
-        """Of several streams in a prompt, each one's queries and the clean keys that any of its rows may see; none
-        where one stream runs alone.
+    def streams_apart(self, keys: int) -> list[tuple[int, int, int]]:
+        """Of several streams in a prompt, each one's rows, its own keys and the clean keys that any of its rows
+        may
+        see; none where one stream runs alone.
 
         Args:
             keys: of the packed call, the streams' own included.
         """
         if not self.prefill or len(self.active) < 2:
             return []
-        clean = keys - sum(part.queries for part in self.active)
+        clean = keys - sum(part.keys for part in self.active)
         if clean != self.n:  # a cache that holds fewer or more columns than the prompt
             return []
         for part in self.active:
             if id(part) not in self._prefixes:  # asked once, as an accelerator has to be waited for
                 self._prefixes[id(part)] = min(int(part.stream.columns.start.max()), self.n)
-        return [(part.queries, self._prefixes[id(part)]) for part in self.active]
+        return [(part.rows, part.keys, self._prefixes[id(part)]) for part in self.active]
 
     def _once(self, name: str, value: Any, sizes: Any, make: Callable[[Any], Any]) -> Any:
         # Layers of one kind share their arguments, so one packing a forward and kind is enough. The value is
@@ -136,12 +149,19 @@ class Step:
             return type(value)(self._columns(dim, item) for item in value)
         if value.shape[dim] != self.n:
             raise UnsupportedModelError(f"a per-token argument has shape {tuple(value.shape)} for {self.n} tokens")
-        tails = [value.narrow(dim, self.n - part.queries, part.queries) for part in self.active]
-        return torch.cat([value, *tails], dim)
+        pieces = [value]
+        for part in self.active:
+            if part.stand_in is not None:
+                pieces.append(_column_of_each_row(value, dim, part.stand_in.at.to(value.device)))
+            pieces.append(value.narrow(dim, self.n - part.queries, part.queries))
+        batch = max(piece.shape[dim - 1] for piece in pieces) if value.ndim >= 1 - dim else 1
+        if batch > 1:
+            pieces = [piece.expand(*piece.shape[: dim - 1], batch, *piece.shape[dim:]) for piece in pieces]
+        return torch.cat(pieces, dim)
 
     def _mask(self, kv_length: int, kv_offset: int, mask: Any) -> Tensor:
         if mask is None:
-            device = self.parts[0].own.device
+            device = self.twins[0].own.device
             clean = masks.causal(self.n, self.past, kv_length, kv_offset, device)
         elif isinstance(mask, Tensor) and mask.ndim == 4:
             clean = mask if mask.dtype == torch.bool else mask == 0
@@ -151,26 +171,43 @@ class Step:
                 "attn_implementation='sdpa' or 'eager'"
             )
         columns = [(part.stream.columns, part.queries) for part in self.active]
-        packed = masks.packed(clean, columns, self.past, kv_offset)
-        if mask is None or mask.dtype == torch.bool:
+        packed, added = masks.packed(clean, columns, self.past, kv_offset)
+        boolean = mask is None or mask.dtype == torch.bool
+        if boolean and added is None:
             return packed
-        additive = torch.zeros_like(packed, dtype=mask.dtype)
-        return additive.masked_fill_(~packed, torch.finfo(mask.dtype).min)
+        dtype = self.dtype if boolean else mask.dtype
+        additive = torch.zeros_like(packed, dtype=dtype) if added is None else added.to(dtype)
+        return additive.masked_fill_(~packed, torch.finfo(dtype).min)
 
     def _kv_sizes(self, index: int) -> tuple[int, int]:
         """Clean keys that layer `index` will see, and the column of the first."""
         layers = [] if self.cache is None else self.cache.layers
-        if index >= len(layers) or isinstance(layers[index], ErasedLayer):
+        if index >= len(layers) or isinstance(layers[index], Rider):
             return self.past + self.n, 0
         length, offset = layers[index].get_mask_sizes(self.n)
         return int(length), int(offset)
 
 
-class PackedCache:
-    """Stands in for the model's cache in one packed layer call: clean columns go to it, erased ones beside it.
+def _column_of_each_row(value: Tensor, dim: int, at: Tensor) -> Tensor:
+    """One column of `value`, another in each row where it has rows, kept as a dimension of one.
 
     Args:
-        owner: the session that keeps the erased columns.
+        value: shape (..., batch or 1, columns, ...), columns at `dim`; or without a batch.
+        dim: negative.
+        at: shape (batch,).
+    """
+    if value.ndim < 1 - dim:
+        return value.index_select(dim, at[:1])
+    after = value.shape[dim:][1:]
+    rows = value.expand(*value.shape[: dim - 1], len(at), *value.shape[dim:])
+    index = at.view(-1, *(1,) * -dim).expand(*value.shape[: dim - 1], len(at), 1, *after)
+    return rows.gather(dim, index)
+
+
+class PackedCache:
+    """Stands in for the model's cache in one packed layer call: clean columns go to it, a twin's own beside it.
+
+    Args:
         step: the forward.
         index: the layer.
 
@@ -178,18 +215,18 @@ class PackedCache:
         updated: whether the layer has used it.
     """
 
-    def __init__(self, owner: object, step: Step, index: int) -> None:
-        self._owner, self._step, self._index = owner, step, index
+    def __init__(self, step: Step, index: int) -> None:
+        self._step, self._index = step, index
         self.updated = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step.cache, name)
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Keep the [clean | erased ...] columns where each belongs, and return all that the queries may see.
+        """Keep the [clean | twins ...] columns where each belongs, and return all that the queries may see.
 
         Args:
-            keys, values: shape (batch, heads, n + queries, head width).
+            keys, values: shape (batch, heads, n + rows, head width).
             layer_idx: the layer that calls.
             args, kwargs: handed on to the model's cache.
         """
@@ -200,20 +237,20 @@ class PackedCache:
         clean = keys[:, :, :at], values[:, :, :at]
         seen = [clean if step.cache is None else step.cache.update(*clean, layer_idx, *args, **kwargs)]
         for part in step.active:
-            own = keys[:, :, at : at + part.queries], values[:, :, at : at + part.queries]
-            at += part.queries
+            own = keys[:, :, at : at + part.rows], values[:, :, at : at + part.rows]
+            at += part.rows
             if step.cache is not None:
-                if layer_idx not in part.layers:
-                    number = step.parts.index(part)
-                    part.layers[layer_idx] = ErasedLayer(self._owner, number, layer_idx, part.stream)
-                own = part.layers[layer_idx].update(*own)
+                own = part.kept(layer_idx).update(*own)
+            elif part.given is not None:
+                before = part.given.layers[layer_idx]
+                own = torch.cat([before[0], own[0]], 2), torch.cat([before[1], own[1]], 2)
             seen.append(own)
         self._erased_keys = sum(k.shape[2] for k, _ in seen[1:])
         return torch.cat([k for k, _ in seen], 2), torch.cat([v for _, v in seen], 2)
 
     def plain_weights(self, weights: Tensor) -> Tensor:
         """The clean stream's part of attention weights, shape (batch, heads, queries, keys)."""
-        queries = weights.shape[2] - sum(part.queries for part in self._step.active)
+        queries = weights.shape[2] - sum(part.rows for part in self._step.active)
         return weights[:, :, :queries, : weights.shape[3] - self._erased_keys]
 
 
@@ -228,11 +265,13 @@ class CausalFirst(TorchFunctionMode):
         n: clean columns.
         mask: the packed mask.
         causal: whether its clean part is causal and nothing else.
-        streams: of each stream, its queries (as many as it has keys of its own) and how many clean keys they may
-            see; none for one call for all erased columns.
+        streams: of each stream, its rows, how many keys of its own and how many clean keys they may see; none for
+            one call for all of them.
     """
 
-    def __init__(self, n: int, mask: Tensor, causal: bool = True, streams: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self, n: int, mask: Tensor, causal: bool = True, streams: Sequence[tuple[int, int, int]] = ()
+    ) -> None:
         super().__init__()
         self._n, self._mask, self._causal, self._streams = n, mask, causal, streams
 
@@ -244,7 +283,7 @@ class CausalFirst(TorchFunctionMode):
         if not ours or len(args) != 3:
             return func(*args, **kwargs)
         n, (query, *seen), mask = self._n, args, self._mask
-        first = seen[0].shape[2] - sum(queries for queries, _ in self._streams)  # key of the first stream's own
+        first = seen[0].shape[2] - sum(keys for _, keys, _ in self._streams)  # key of the first stream's own
         if self._causal:
             only = kwargs | {"attn_mask": None, "is_causal": True}
             found = [func(query[:, :, :n], *(x[:, :, :n] for x in seen), **only)]
@@ -254,12 +293,12 @@ class CausalFirst(TorchFunctionMode):
         if not self._streams:
             found.append(func(query[:, :, n:], *seen, **kwargs | {"attn_mask": mask[:, :, n:]}))
         row, own = n, first
-        for queries, prefix in self._streams:
-            keys = [torch.cat([x[:, :, :prefix], x[:, :, own : own + queries]], 2) for x in seen]
-            under = mask[:, :, row : row + queries]
-            under = torch.cat([under[..., :prefix], under[..., own : own + queries]], -1)
-            found.append(func(query[:, :, row : row + queries], *keys, **kwargs | {"attn_mask": under}))
-            row, own = row + queries, own + queries
+        for rows, own_keys, prefix in self._streams:
+            keys = [torch.cat([x[:, :, :prefix], x[:, :, own : own + own_keys]], 2) for x in seen]
+            under = mask[:, :, row : row + rows]
+            under = torch.cat([under[..., :prefix], under[..., own : own + own_keys]], -1)
+            found.append(func(query[:, :, row : row + rows], *keys, **kwargs | {"attn_mask": under}))
+            row, own = row + rows, own + own_keys
         return torch.cat(found, 2)
 
 

@@ -1,216 +1,168 @@
-"""A reference: what the same model would say without something. The second stream that a contrast is taken with.
+"""A reference: what the same model would say without something. What a contrast is taken with.
 
-A reference departs from the clean stream after one layer, or before the first. From there on it runs some columns
-of each row itself, its *own*: always a suffix of the row, since what stands before is the same by causality and
-is shared. It says what its states are where it departs (`states`), which columns its own may not see (`hidden`),
-and what the model adds to its states between two layers (`added`).
+A session asks each of its references for a *part* of every forward. There are three kinds, by where a part's
+logits come from:
 
-Adding a reference is a subclass of `Reference`; the engine knows none of them by name.
+- a twin (`tccd.engine.streams`): columns of its own ride behind the clean ones in the layers above where it
+  departs;
+- an early exit (`tccd.engine.exits`): states that the clean stream has anyway, taken to the head from a lower
+  layer;
+- a shadow (`tccd.engine.shadow`): the model's own forward a second time, on a prompt of other words.
+
+Adding a reference is a subclass of one of these; the session knows none of them by name.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder
-from tccd.engine.embeddings import read_embeddings, repeated
-from tccd.modality import Modality, ModalityMap
+from tccd.modality import ModalityMap
 
-#: `Reference.layer` of one that departs before the first layer.
+#: In a layer's place: before the first one, where there is nothing yet but the embeddings.
 EMBEDDINGS = -1
 
-#: Start of a row that a reference leaves alone: beyond any sequence.
-NEVER = 2**62
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a reference stands in a batch of prompts.
+class Part(ABC):
+    """One reference in one forward.
 
     Attributes:
-        start: first own column of each row, shape (batch,); `NEVER` in a row that is left alone, the prompt's
-            length where the first generated token is the first own one.
-        replaced: where `states` stand in for the clean ones, boolean, shape (batch, sequence); None for nowhere.
-        hidden: columns that no own column sees but itself, boolean, shape (batch, sequence); None for none.
+        queries: how many of the forward's last columns it has logits for.
+        answers: of those, which a contrast may act at, boolean, shape (batch, queries).
     """
 
-    start: Tensor
-    replaced: Tensor | None = None
-    hidden: Tensor | None = None
+    queries: int
+    answers: Tensor
+
+    def after(self, layer: int, clean: Tensor, found: dict[Any, Tensor]) -> None:  # noqa: B027 - most have nothing to do
+        """Told of what a decoder layer gave.
+
+        Args:
+            layer: its index; `EMBEDDINGS` for what the first one is given.
+            clean: the clean states, shape (batch, n, hidden).
+            found: what references that depart after this layer have worked out, by a key of their own.
+        """
+
+    def states(self, m: int, norm: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Normed states that the head has to see, each of shape (batch, <= m, hidden): its last columns.
+
+        Args:
+            m: columns that get logits.
+            norm: the model's final norm.
+        """
+        return []
+
+    @abstractmethod
+    def logits(self, clean: Tensor, found: list[Tensor]) -> Tensor:
+        """The reference's logits, shape (batch, <= m, vocabulary), of its last columns.
+
+        Args:
+            clean: the clean stream's, shape (batch, m, vocabulary).
+            found: the head's output for each of `states`.
+        """
+
+    def riders(self, num_layers: int) -> list[Any]:
+        """Layers that have to ride at the end of the model's cache, each a `Rider`.
+
+        Args:
+            num_layers: of the decoder.
+        """
+        return []
+
+
+class Rider:
+    """A layer of ours at the end of a model's cache, where whatever happens to the cache happens to it too.
+
+    Attributes:
+        owner: the session that put it there.
+        number: of its reference among the session's.
+    """
+
+    owner: object
+    number: int
+
+
+def riders(cache: Cache | None) -> list[Any]:
+    """The riders on a cache."""
+    return [] if cache is None else [layer for layer in cache.layers if isinstance(layer, Rider)]
+
+
+def detach(cache: Cache) -> None:
+    """Leave a cache with the model's own layers only."""
+    cache.layers[:] = [layer for layer in cache.layers if not isinstance(layer, Rider)]
 
 
 class Reference(ABC):
-    """What a second stream does otherwise than the clean one.
+    """What the same model would say without something.
 
     Attributes:
-        layer: the last decoder layer whose output both share, but for what is replaced in it; `EMBEDDINGS` where
-            nothing but the embeddings is.
-        replaces_generated: whether `states` stand in for those of generated tokens too.
+        needs_image: whether a row without an image has nothing to contrast with, and is decoded plainly.
+        needs_logits: whether its logits are more than the head of one state a column.
     """
 
-    layer: int
-    replaces_generated: bool = False
+    needs_image: bool = True
+    needs_logits: bool = False
 
-    def prepare(self, decoder: Decoder, ids: Tensor) -> Reference:
+    def bind(self, decoder: Decoder) -> Reference:
+        """The reference for one model.
+
+        Args:
+            decoder: the model's parts.
+
+        Raises:
+            ConfigError: the model has no such reference; says why.
+        """
+        return self
+
+    def prepare(self, decoder: Decoder, given: Mapping[str, Any]) -> Reference:
         """The reference for one batch of prompts, with whatever it has to compute beforehand.
 
         Args:
             decoder: the model's parts.
-            ids: token ids, shape (batch, sequence).
+            given: the arguments of the model's call by name; `input_ids` has shape (batch, sequence).
+
+        Raises:
+            ConfigError: it was made for other prompts.
         """
         return self
 
     @abstractmethod
-    def layout(self, modalities: ModalityMap) -> Layout:
-        """Where it stands in a batch of prompts."""
-
-    def states(self, clean: Tensor, first: int, found: dict[Any, Tensor]) -> Tensor:
-        """Its states after `layer`, where they replace the clean ones.
+    def begin(self, owner: object, number: int, modalities: ModalityMap) -> Part:
+        """Its part of the forward that holds the prompts.
 
         Args:
-            clean: the clean states of some columns, shape (batch, columns, hidden).
-            first: the first of these columns.
-            found: what other references that depart after this layer have worked out for the same columns, by a
-                key of their own; a costly search that several need is kept here.
-
-        Returns:
-            The same shape and dtype.
+            owner: the session.
+            number: which of the session's references it is.
+            modalities: of the prompts.
         """
-        return clean
 
-    def added(self, layer: int, clean: Tensor, first: int) -> Tensor:
-        """What the model adds to its states before `layer` (Qwen3-VL's deepstack).
+    @abstractmethod
+    def resume(self, owner: object, number: int, cache: Cache, past: int, ids: Tensor) -> Part:
+        """Its part of a later forward.
 
         Args:
-            layer: the layer that runs next.
-            clean: what was added to the clean states of some columns, shape (batch, columns, hidden).
-            first: the first of these columns.
+            owner: the session.
+            number: which of the session's references it is.
+            cache: the model's cache, with `past` columns.
+            past: columns in the cache.
+            ids: the new token ids, shape (batch, n).
+
+        Raises:
+            UnsupportedModelError: the cache was filled without the owner, or for another batch.
         """
-        return clean
 
 
-@dataclass(frozen=True)
-class Erasure(Reference):
-    """A segment of one modality replaced after one layer.
+def asked(modalities: ModalityMap) -> Tensor:
+    """Columns that a next token is asked of: the tail, and the last column where the tail is empty.
 
-    Attributes:
-        layer: decoder layer whose output is replaced.
-        replace: rows of hidden states, shape (..., hidden), to their erased form, the same shape and dtype; with a
-            `search`, takes what that found as its second argument.
-        modality: "text" or "vision".
-        segment: one of `tccd.modality.SEGMENTS[modality]`; None takes the first.
-        spare: how many of each prompt's last positions are left as they are: 1 spares the one that answers.
-        search: rows to what `replace` needs to know of them; erasures with the same one share its outcome.
-
-    Raises:
-        ConfigError: the modality has no such segment; raised by `layout`.
+    Returns:
+        Boolean, shape (batch, sequence).
     """
-
-    layer: int
-    replace: Callable[..., Tensor]
-    modality: Modality = "text"
-    segment: str | None = None
-    spare: int = 0
-    search: Callable[[Tensor], Tensor] | None = None
-
-    @property
-    def replaces_generated(self) -> bool:  # type: ignore[override]
-        """Of all segments, only the whole tail holds generated tokens."""
-        return self.modality == "text" and self.segment in (None, "all") and not self.spare
-
-    def layout(self, modalities: ModalityMap) -> Layout:
-        """From the first replaced column on."""
-        where = modalities.segment(self.modality, self.segment)
-        if self.spare:
-            where = where & (modalities.real.flip(-1).cumsum(-1).flip(-1) > self.spare)
-        start = first_column(where)
-        if self.replaces_generated:
-            # A prompt that ends with the image has an empty tail: its stream starts with the first new token.
-            start = torch.where(modalities.has_vision, start.clamp(max=where.shape[-1]), NEVER)
-        return Layout(start, replaced=where)
-
-    def states(self, clean: Tensor, first: int, found: dict[Any, Tensor]) -> Tensor:
-        """Replaced."""
-        if self.search is None:
-            return self.replace(clean)
-        key = self.search, first
-        if key not in found:
-            found[key] = self.search(clean)
-        return self.replace(clean, found[key])
-
-
-@dataclass(frozen=True)
-class Withheld(Reference):
-    """The image withheld: nothing after it may see a vision position, from the first layer on.
-
-    What was read of the image before the tail (a marker between two tiles, text between two images) runs again
-    without it. Positions stay as they are. The outcome is that of the prompt with its vision tokens taken out and
-    a gap in its position ids.
-    """
-
-    layer: int = EMBEDDINGS
-
-    def layout(self, modalities: ModalityMap) -> Layout:
-        """From the first column on that could have read the image."""
-        seen = modalities.vision.cumsum(-1) > 0
-        n = seen.shape[-1]
-        start = first_column(seen & ~modalities.vision & modalities.real).clamp(max=n)
-        return Layout(torch.where(modalities.has_vision, start, NEVER), hidden=modalities.vision)
-
-
-@dataclass(frozen=True)
-class OtherImage(Reference):
-    """Another picture in the image's place: a blank one, say.
-
-    Attributes:
-        inputs: what the model takes for the same prompts with the other pictures, by name: the processor's output.
-        embeddings: set by `prepare`: the first layer's input, shape (batch, sequence, hidden).
-        additions: set by `prepare`: layer -> what the model adds before it, of the same shape.
-
-    Raises:
-        ConfigError: the prompts are not those of the batch; raised by `prepare`.
-    """
-
-    inputs: dict[str, Any]
-    layer: int = field(default=EMBEDDINGS, init=False)
-    embeddings: Tensor | None = None
-    additions: dict[int, Tensor] | None = None
-
-    def prepare(self, decoder: Decoder, ids: Tensor) -> OtherImage:
-        """Read what the model makes of the other pictures before its first layer, and between layers."""
-        times = repeated(self.inputs["input_ids"].to(ids.device), ids)
-        embeddings, additions = read_embeddings(decoder, self.inputs)
-        return replace(
-            self,
-            embeddings=embeddings.repeat_interleave(times, 0),
-            additions={layer: one.repeat_interleave(times, 0) for layer, one in additions.items()},
-        )
-
-    def layout(self, modalities: ModalityMap) -> Layout:
-        """From the first vision token on."""
-        return Layout(first_column(modalities.vision), replaced=modalities.vision)
-
-    def states(self, clean: Tensor, first: int, found: dict[Any, Tensor]) -> Tensor:
-        """The other picture's embeddings."""
-        assert self.embeddings is not None
-        return self.embeddings[:, first : first + clean.shape[1]].to(clean)
-
-    def added(self, layer: int, clean: Tensor, first: int) -> Tensor:
-        """What the model adds for the other picture; what it adds for no picture where that is past."""
-        assert self.additions is not None
-        assert self.embeddings is not None
-        if first >= self.embeddings.shape[1]:
-            return clean
-        found = self.additions.get(layer)
-        return torch.zeros_like(clean) if found is None else found[:, first : first + clean.shape[1]].to(clean)
-
-
-def first_column(where: Tensor) -> Tensor:
-    """The first true column of each row of (batch, sequence); `NEVER` where there is none."""
-    return torch.where(where.any(-1), where.int().argmax(-1), NEVER)
+    columns = modalities.tail.clone()
+    columns[:, -1] = modalities.real[:, -1]
+    return columns

@@ -1,9 +1,9 @@
-"""The twin engine: erased streams computed inside the clean stream's own forward.
+"""A session: references computed beside the clean stream, inside its own forward.
 
-Three facts make it almost free and exact. Layers up to and including `L` are the same in both streams. By
-causality so is every column before the first replaced one, at every layer. So the erased stream is the tail
-columns above `L`, and here they ride behind the clean columns in the same call of each layer: weights are
-read once, the prefix's keys and values are shared, and only the tail's are kept a second time.
+Three facts make a twin almost free and exact. Layers up to where it departs are the same in both streams. By
+causality so is every column before the first one that differs, at every layer. So a twin is some columns at the
+end of the row in the layers above, and here they ride behind the clean columns in the same call of each layer:
+weights are read once, the prefix's keys and values are shared, and only the twin's own are kept a second time.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder, first_tensor, replace_first
-from tccd.engine import masks, streams
+from tccd.engine import masks
 from tccd.engine.installation import running, session_of
 from tccd.engine.packing import CausalFirst, PackedCache, Step, is_suffix, on
-from tccd.engine.reference import EMBEDDINGS, Reference
-from tccd.engine.streams import ErasedLayer
+from tccd.engine.reference import EMBEDDINGS, Part, Reference, detach
 from tccd.engine.support import (
     check_cache,
     check_call,
     check_model,
     check_prefix,
-    check_reference,
     naming_layer,
     run_alone,
 )
-from tccd.errors import ConfigError, UnsupportedModelError
-from tccd.modality import modality_map, vision_token_ids
+from tccd.errors import ConfigError, ModalityError, UnsupportedModelError
+from tccd.modality import ModalityMap, modality_map, vision_token_ids
 
 #: Models whose layers passed the self-test of prefix equality, without (True) or with (False) an attention mask.
 _prefix_equal: weakref.WeakKeyDictionary[nn.Module, set[bool]] = weakref.WeakKeyDictionary()
@@ -64,33 +62,40 @@ class Session:
 
     def __init__(self, decoder: Decoder, references: tuple[Reference, ...]) -> None:
         self.decoder = decoder
-        self.references = references
+        self.references = tuple(one.bind(decoder) for one in references)
         self.step: Step | None = None
         self.is_open = True
         self._vision_ids = vision_token_ids(decoder.model.config)
         self._signature = inspect.signature(decoder.model.forward)
         self._prefix_checked = False
         self._normed: Tensor | None = None
-        self._kept = 0
+        self._kept: tuple[int, list[list[int]]] | None = None
+        self._norm: Callable[..., Tensor] | None = None
         self._caches: list[weakref.ref[Cache]] = []
-        for reference in references:
-            check_reference(decoder, reference)
         check_model(decoder)
 
     # -- what becomes of the streams -------------------------------------------------------------------
 
-    def combine_states(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor | None:
-        """Post-norm states to give to the head, or None when the combination needs every stream's logits.
+    def combine_states(self, step: Step, clean: Tensor, others: list[Tensor]) -> Tensor | None:
+        """Post-norm states to give to the head, or None when the combination needs every reference's logits.
+
+        Asked where each reference's logits are the head of one state a column.
 
         Args:
             step: the forward.
             clean: shape (batch, m, hidden), the columns that get logits.
-            erased: per stream, shape (batch, <= m, hidden), its last columns.
+            others: by reference, shape (batch, <= m, hidden), its last columns.
         """
         return None
 
-    def combine_logits(self, step: Step, clean: Tensor, erased: list[Tensor]) -> Tensor:
-        """Logits for the caller, shape (batch, m, vocabulary), from those of all streams."""
+    def combine_logits(self, step: Step, clean: Tensor, others: list[Tensor]) -> Tensor:
+        """Logits for the caller, shape (batch, m, vocabulary).
+
+        Args:
+            step: the forward.
+            clean: shape (batch, m, vocabulary).
+            others: by reference, shape (batch, <= m, vocabulary), its last columns.
+        """
         return clean
 
     @property
@@ -107,8 +112,7 @@ class Session:
             UnsupportedModelError: the call can't be contrasted; says why.
             ModalityError: the vision positions can't be told.
         """
-        self.step = self._normed = None
-        self._kept = 0
+        self.step = self._normed = self._kept = None
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         check_call(self.decoder.model, given)
@@ -117,19 +121,27 @@ class Session:
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0:
             if cache is not None:
-                streams.detach(cache)
+                detach(cache)
             mask = given.get("attention_mask")
             mask = mask if isinstance(mask, Tensor) and mask.shape == ids.shape else None
-            where = modality_map(ids, self._vision_ids, mask, has_images)
-            parts = streams.begin(tuple(one.prepare(self.decoder, ids) for one in self.references), where)
+            parts = self._begin(modality_map(ids, self._vision_ids, mask, has_images), given)
         elif has_images:
             raise UnsupportedModelError(
                 "an image came after the first forward (an image later in a conversation), which moves the "
                 "text tail; pass the whole prompt in one forward"
             )
         else:
-            parts = streams.resume(self, self.references, cache, past, ids)
+            parts = [one.resume(self, number, cache, past, ids) for number, one in enumerate(self.references)]
         self.step = Step(past, ids.shape[1], parts, cache)
+
+    def _begin(self, where: ModalityMap, given: dict[str, Any]) -> list[Part]:
+        if not bool(where.has_vision.any()) and any(one.needs_image for one in self.references):
+            raise ModalityError(
+                "no row of this batch has a vision token, so there is no image for the text to compete with; "
+                "decode text-only prompts without TCCD"
+            )
+        prepared = [one.prepare(self.decoder, given) for one in self.references]
+        return [one.begin(self, number, where) for number, one in enumerate(prepared)]
 
     def end(self, output: Any) -> Any:
         """Keep the streams' keys and values, and combine the logits where the states were not."""
@@ -142,23 +154,24 @@ class Session:
         cache = step.cache if step.cache is not None else getattr(output, "past_key_values", None)
         if step.prefill and isinstance(cache, Cache):
             self._ride(step, cache)
-        if not self._kept:
+        if self._kept is None:
             return output
         logits = output[0] if isinstance(output, tuple) else output.logits
-        widths = [self._kept, *(min(part.queries, self._kept) for part in step.parts)]
-        clean, *erased = logits.split(widths, dim=1)
-        combined = self.combine_logits(step, clean, list(erased))
+        m, widths = self._kept
+        clean, *found = logits.split([m, *(width for some in widths for width in some)], dim=1)
+        others = []
+        for part, some in zip(step.parts, widths, strict=True):
+            others.append(part.logits(clean, found[: len(some)]))
+            del found[: len(some)]
+        combined = self.combine_logits(step, clean, others)
         if isinstance(output, tuple):
             return replace_first(output, combined)
         output.logits = combined
         return output
 
     def _ride(self, step: Step, cache: Cache) -> None:
-        for number, part in enumerate(step.parts):
-            for layer in range(part.stream.reference.layer + 1, self.decoder.num_layers):
-                if layer not in part.layers:  # a tail that is empty so far
-                    part.layers[layer] = ErasedLayer(self, number, layer, part.stream)
-                cache.layers.append(part.layers[layer])
+        for part in step.parts:
+            cache.layers += part.riders(self.decoder.num_layers)
         self._caches.append(weakref.ref(cache))
 
     # -- layers, norm and head -------------------------------------------------------------------------
@@ -189,8 +202,7 @@ class Session:
     def _depart(self, layer: int, clean: Tensor) -> None:
         found: dict[Any, Tensor] = {}
         for part in self._running().parts:
-            if part.stream.reference.layer == layer:
-                part.depart(clean, found)
+            part.after(layer, clean, found)
 
     def _run_packed(
         self, step: Step, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -207,7 +219,8 @@ class Session:
         if step.prefill and not self._prefix_checked:
             self._check_prefix(step.active[0].stream.columns.start, forward, clean, kwargs)
             self._prefix_checked = True
-        cache = PackedCache(self, step, index)
+        step.dtype = _attention_dtype(clean)
+        cache = PackedCache(step, index)
         packed = step.arguments(index, kwargs)
         causal = kwargs.get("attention_mask") is None
         apart = step.streams_apart(int(packed["attention_mask"].shape[-1]))
@@ -237,27 +250,25 @@ class Session:
         """Norm every stream in one call; the clean part goes on to the model."""
         step = self._running()
         step.activate(None)
-        self._normed = step.unpack(forward(step.pack(hidden)))
+        self._norm, self._normed = forward, step.unpack(forward(step.pack(hidden)))
         return self._normed
 
     def run_head(self, forward: Callable[..., Any], states: Tensor) -> Tensor:
-        """Give the head either combined states, or every stream's."""
+        """Give the head either combined states, or every reference's."""
         step = self._running()
-        if self._normed is None or not is_suffix(states, self._normed):
+        if self._normed is None or self._norm is None or not is_suffix(states, self._normed):
             raise UnsupportedModelError(
                 "the head ran on states that are not the last columns of the sequence (logits_to_keep as "
                 "a tensor of indices?); give logits_to_keep as a number"
             )
         m = states.shape[1]
-        erased = []
-        for part in step.parts:
-            hidden = on(part.hidden, states)
-            erased.append(hidden[:, part.queries - min(m, part.queries) :])
-        combined = self.combine_states(step, states, erased)
-        if combined is not None:
-            return forward(combined)
-        self._kept = m
-        return forward(torch.cat([states, *erased], 1))
+        found = [[on(one, states) for one in part.states(m, self._norm)] for part in step.parts]
+        if not any(one.needs_logits for one in self.references):
+            combined = self.combine_states(step, states, [one for (one,) in found])
+            if combined is not None:
+                return forward(combined)
+        self._kept = m, [[one.shape[1] for one in some] for some in found]
+        return forward(torch.cat([states, *(one for some in found for one in some)], 1))
 
     def run_attention(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Show whoever records attention the clean stream's weights only, in plain shapes."""
@@ -298,12 +309,17 @@ class Session:
     def close(self) -> None:
         """Take the streams' keys and values out of every cache they ride on."""
         self.is_open = False
-        self.step = self._normed = None
+        self.step = self._normed = self._norm = None
         for reference in self._caches:
             cache = reference()
             if cache is not None:
-                streams.detach(cache)
+                detach(cache)
         self._caches.clear()
+
+
+def _attention_dtype(states: Tensor) -> torch.dtype:
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 def _has_images(given: dict[str, Any]) -> bool:

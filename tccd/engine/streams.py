@@ -1,7 +1,15 @@
-"""Second streams beside a clean one: which columns differ, and the keys and values kept."""
+"""Twins: references that run columns of their own behind the clean ones, and the keys and values that they keep.
+
+A twin departs from the clean stream after one layer, or before the first. From there on it runs some columns of
+each row itself, its *own*: always the end of the row, since what stands before is the same by causality and is
+shared. It says what its states are where it departs (`states`), which columns its own may not see (`hidden`), what
+they see instead (`stand_ins`), and what the model adds to its states between two layers (`added`).
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,31 +17,105 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from tccd.decoder import Decoder
 from tccd.engine.masks import Columns
-from tccd.engine.reference import Reference
-from tccd.errors import ModalityError, UnsupportedModelError
+from tccd.engine.reference import EMBEDDINGS, Part, Reference, Rider, asked, riders
+from tccd.engine.stand_ins import Given, MeanColumn, StandIns
+from tccd.errors import UnsupportedModelError
 from tccd.modality import ModalityMap
+
+#: Start of a row that a twin leaves alone: beyond any sequence.
+NEVER = 2**62
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a twin stands in a batch of prompts.
+
+    Attributes:
+        start: first own column of each row, shape (batch,); `NEVER` in a row that is left alone, the prompt's
+            length where the first generated token is the first own one.
+        replaced: where `states` stand in for the clean ones, boolean, shape (batch, sequence); None for nowhere.
+        hidden: columns that no own column sees but itself, boolean, shape (batch, sequence); None for none.
+        stand_ins: what own columns see beside the rest; None for nothing.
+    """
+
+    start: Tensor
+    replaced: Tensor | None = None
+    hidden: Tensor | None = None
+    stand_ins: StandIns | None = None
+
+
+class Twin(Reference):
+    """A reference with columns of its own.
+
+    Attributes:
+        layer: the last decoder layer whose output both streams share, but for what is replaced in it; `EMBEDDINGS`
+            where nothing but the embeddings is.
+        replaces_generated: whether `states` stand in for those of generated tokens too.
+    """
+
+    layer: int
+    replaces_generated: bool = False
+
+    def bind(self, decoder: Decoder) -> Reference:
+        """Refuses one that departs after a layer that has none above it."""
+        if self.layer != EMBEDDINGS:
+            decoder.check_layer(self.layer, last_allowed=False)
+        return self
+
+    @abstractmethod
+    def layout(self, modalities: ModalityMap) -> Layout:
+        """Where it stands in a batch of prompts."""
+
+    def states(self, clean: Tensor, first: int, found: dict[Any, Tensor]) -> Tensor:
+        """Its states after `layer`, where they replace the clean ones.
+
+        Args:
+            clean: the clean states of some columns, shape (batch, columns, hidden).
+            first: the first of these columns.
+            found: what other references that depart after this layer have worked out for the same columns, by a
+                key of their own; a costly search that several need is kept here.
+
+        Returns:
+            The same shape and dtype.
+        """
+        return clean
+
+    def added(self, layer: int, clean: Tensor, first: int) -> Tensor:
+        """What the model adds to its states before `layer` (Qwen3-VL's deepstack).
+
+        Args:
+            layer: the layer that runs next.
+            clean: what was added to the clean states of some columns, shape (batch, columns, hidden).
+            first: the first of these columns.
+        """
+        return clean
+
+    def begin(self, owner: object, number: int, modalities: ModalityMap) -> StreamPart:
+        """As `Reference.begin`."""
+        return begin(self, owner, number, modalities)
+
+    def resume(self, owner: object, number: int, cache: Cache, past: int, ids: Tensor) -> StreamPart:
+        """As `Reference.resume`."""
+        return resume(self, owner, number, cache, past, ids)
 
 
 @dataclass
 class Stream:
-    """One reference over one sequence.
+    """One twin over one sequence.
 
     Attributes:
         reference: what it does otherwise than the clean stream.
-        columns: the columns that it runs itself.
+        columns: the columns that it runs itself, and what it sees of the others.
     """
 
-    reference: Reference
+    reference: Twin
     columns: Columns
 
 
-class ErasedLayer(DynamicLayer):
-    """Keys and values of one erased stream's own columns at one decoder layer.
-
-    It rides at the end of `cache.layers`, so that whatever reorders, crops or copies the cache does the same
-    to it; `detach` takes it out again.
-    """
+class ErasedLayer(Rider, DynamicLayer):
+    """Keys and values of one twin's own columns at one decoder layer, those of its stand-ins before them."""
 
     # What a cache says of itself it asks of all its layers: these answers leave it to the model's own. A static
     # cache that seemed dynamic would get no mask over its unfilled columns.
@@ -41,57 +123,55 @@ class ErasedLayer(DynamicLayer):
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self, owner: object, index: int, layer: int, stream: Stream) -> None:
+    def __init__(self, owner: object, number: int, layer: int, stream: Stream) -> None:
         super().__init__()
         self.owner = owner
-        self.index = index
+        self.number = number
         self.layer = layer
         self.stream = stream
 
     def __deepcopy__(self, memo: dict[str, Any]) -> ErasedLayer:
-        twin = ErasedLayer(self.owner, self.index, self.layer, self.stream)
+        twin = ErasedLayer(self.owner, self.number, self.layer, self.stream)
         twin.__dict__.update({k: v.clone() if isinstance(v, Tensor) else v for k, v in self.__dict__.items()})
         return twin
 
+    def _length(self) -> int:
+        return self.stream.columns.first + self.get_seq_length() - self.stream.columns.width
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """As a plain layer that holds every column."""
-        return self.stream.columns.first + self.get_seq_length() + query_length, 0
+        return self._length() + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last columns; a positive number, the legacy form, is the whole length to keep."""
         if tokens_to_remove > 0:
-            length = self.stream.columns.first + self.get_seq_length()
-            tokens_to_remove = min(0, tokens_to_remove - length)
+            tokens_to_remove = min(0, tokens_to_remove - self._length())
         if tokens_to_remove:
             super().crop(tokens_to_remove)
 
 
-def erased_layers(cache: Cache | None) -> list[ErasedLayer]:
-    """The erased layers riding on a cache."""
-    return [] if cache is None else [layer for layer in cache.layers if isinstance(layer, ErasedLayer)]
-
-
-def detach(cache: Cache) -> None:
-    """Leave a cache with the model's own layers only."""
-    cache.layers[:] = [layer for layer in cache.layers if not isinstance(layer, ErasedLayer)]
-
-
 @dataclass
-class Part:
-    """One stream in one forward.
+class StreamPart(Part):
+    """One twin in one forward.
 
     Attributes:
-        stream: the stream.
+        stream: the twin and its columns.
+        owner: the session.
+        number: which of the session's references it is.
         queries: how many of the forward's last columns it runs.
         where: of those, which are replaced, shape (batch, queries); None for none.
         own: of those, which are own columns of the row, shape (batch, queries).
         answers: of those, which a contrast may act at: own columns that a next token is asked of.
-        layers: decoder layer -> kept keys and values.
-        hidden: states of the last layer that ran, shape (batch, queries, hidden).
         now: column after the forward's last one.
+        layers: decoder layer -> kept keys and values.
+        hidden: states of the last layer that ran, shape (batch, rows, hidden).
+        stand_in: what the layers run before its own columns, in the forward that holds the prompt.
+        given: keys and values that come before its own, in the forward that holds the prompt.
     """
 
     stream: Stream
+    owner: object
+    number: int
     queries: int
     where: Tensor | None
     own: Tensor
@@ -99,100 +179,137 @@ class Part:
     now: int
     layers: dict[int, ErasedLayer] = field(default_factory=dict)
     hidden: Tensor | None = None
+    stand_in: MeanColumn | None = None
+    given: Given | None = None
 
     @property
     def first(self) -> int:
         """The first column that it runs."""
         return self.now - self.queries
 
-    def depart(self, clean: Tensor, found: dict[Any, Tensor]) -> None:
-        """Start the stream from the clean states that it shares.
+    @property
+    def rows(self) -> int:
+        """How many rows the layers run for it: its columns, and a stand-in before them."""
+        return self.queries + (self.stand_in is not None)
 
-        Args:
-            clean: shape (batch, n, hidden).
-            found: what streams that depart at the same place share; see `Reference.states`.
-        """
+    @property
+    def keys(self) -> int:
+        """How many keys it brings to the forward that holds the prompt."""
+        return self.queries + self.stream.columns.width
+
+    def after(self, layer: int, clean: Tensor, found: dict[Any, Tensor]) -> None:
+        """Start from the clean states that it shares, where it departs."""
+        if self.stream.reference.layer != layer:
+            return
         own = clean[:, clean.shape[1] - self.queries :]
         if self.queries and self.where is not None:
             states = self.stream.reference.states(own, self.first, found)
             own = torch.where(self.where.to(own.device)[..., None], states, own)
+        if self.stand_in is not None:
+            own = torch.cat([clean[:, :1], own], 1)  # the row only; its state is set before each layer
         self.hidden = own
 
-    def follow(self, layer: int, added: Tensor) -> Tensor:
-        """What the model adds to the stream's states before a layer, where it added `added` to all clean ones."""
-        return self.stream.reference.added(layer, added[:, added.shape[1] - self.queries :], self.first)
+    def follow(self, layer: int, added: Tensor) -> None:
+        """Take on what the model adds to its states before a layer, where it added `added` to all clean ones."""
+        assert self.hidden is not None
+        more = self.stream.reference.added(layer, added[:, added.shape[1] - self.queries :], self.first)
+        if self.stand_in is not None:
+            more = torch.cat([torch.zeros_like(self.hidden[:, :1]), more], 1)
+        self.hidden = self.hidden + more
+
+    def states(self, m: int, norm: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Its last columns; they went through the norm with the clean ones."""
+        assert self.hidden is not None
+        return [self.hidden[:, self.rows - min(m, self.queries) :]]
+
+    def logits(self, clean: Tensor, found: list[Tensor]) -> Tensor:
+        """The head's."""
+        return found[0]
+
+    def kept(self, layer: int) -> ErasedLayer:
+        """Where its keys and values at a layer are kept."""
+        if layer not in self.layers:
+            self.layers[layer] = ErasedLayer(self.owner, self.number, layer, self.stream)
+            if self.given is not None:
+                self.layers[layer].update(*self.given.layers[layer])
+        return self.layers[layer]
+
+    def riders(self, num_layers: int) -> list[ErasedLayer]:
+        """One for each layer that it runs; a tail that is empty so far has empty ones."""
+        return [self.kept(layer) for layer in range(self.stream.reference.layer + 1, num_layers)]
 
 
-def begin(references: tuple[Reference, ...], modalities: ModalityMap) -> list[Part]:
-    """Lay out the streams of a prompt.
+def begin(reference: Twin, owner: object, number: int, modalities: ModalityMap) -> StreamPart:
+    """Lay out a twin of a prompt.
 
     Args:
-        references: prepared for it.
+        reference: prepared for it.
+        owner: the session.
+        number: which of the session's references it is.
         modalities: of the prompt.
 
     Raises:
-        ModalityError: no row has an image, so there is nothing to contrast with.
-        ConfigError: a reference names a segment that its modality does not have.
+        ConfigError: the reference names a segment that its modality does not have.
     """
-    if not bool(modalities.has_vision.any()):
-        raise ModalityError(
-            "no row of this batch has a vision token, so there is no image for the text to compete with; "
-            "decode text-only prompts without TCCD"
-        )
-    parts = []
     n = modalities.real.shape[-1]
-    # A next token is asked of the tail, and of the last column where the tail is empty.
-    asked = modalities.tail.clone()
-    asked[:, -1] = modalities.real[:, -1]
-    for reference in references:
-        layout = reference.layout(modalities)
-        first = min(int(layout.start.min()), n)
-        where = None if layout.replaced is None else layout.replaced[:, first:]
-        stream = Stream(reference, Columns(layout.start, first, layout.hidden))
-        parts.append(_part(stream, n - first, n, where, asked[:, first:]))
-    return parts
+    layout = reference.layout(modalities)
+    first = min(int(layout.start.min()), n)
+    where = None if layout.replaced is None else layout.replaced[:, first:]
+    stream = Stream(reference, Columns(layout.start, first, layout.hidden, layout.stand_ins))
+    part = _part(stream, owner, number, n - first, n, where, asked(modalities)[:, first:])
+    part.stand_in = layout.stand_ins if isinstance(layout.stand_ins, MeanColumn) else None
+    part.given = layout.stand_ins if isinstance(layout.stand_ins, Given) else None
+    return part
 
 
-def resume(owner: object, references: tuple[Reference, ...], cache: Cache, past: int, ids: Tensor) -> list[Part]:
-    """Pick up the streams that ride on a cache.
+def resume(reference: Twin, owner: object, number: int, cache: Cache, past: int, ids: Tensor) -> StreamPart:
+    """Pick up a twin that rides on a cache; see `Reference.resume`."""
+    mine = kept_by(owner, number, cache, past)
+    batch, n = ids.shape
+    stream = mine[0].stream
+    if stream.columns.start.shape[0] != batch:
+        raise UnsupportedModelError(
+            f"past_key_values was filled for {len(stream.columns.start)} rows, this forward has {batch}"
+        )
+    part = _part(stream, owner, number, n, past + n, None, None)
+    if stream.reference.replaces_generated:
+        part.where = part.own
+    part.layers = {layer.layer: layer for layer in mine}
+    return part
+
+
+def kept_by(owner: object, number: int, cache: Cache, past: int) -> list[Any]:
+    """What rides on a cache for one reference.
 
     Args:
-        owner: whoever began them.
-        references: the owner's.
-        cache: the model's cache, with `past` columns.
-        past: columns in the cache.
-        ids: the new token ids, shape (batch, n).
+        owner: the session.
+        number: which of its references.
+        cache: the model's cache.
+        past: columns in it.
 
     Raises:
-        UnsupportedModelError: the cache was filled without the owner, or for another batch.
+        UnsupportedModelError: the cache was filled without the owner.
     """
-    if not references:
-        return []
-    kept = erased_layers(cache)
-    if not kept or any(layer.owner is not owner for layer in kept):
+    kept = riders(cache)
+    mine = [layer for layer in kept if layer.number == number]
+    if not mine or any(layer.owner is not owner for layer in kept):
         raise UnsupportedModelError(
             f"past_key_values holds {past} columns that were computed without this TCCD, so the erased "
             "stream has no keys and values for them; pass the whole prompt without past_key_values"
         )
-    batch, n = ids.shape
-    parts: list[Part] = []
-    for index in range(len(references)):
-        mine = {layer.layer: layer for layer in kept if layer.index == index}
-        stream = next(iter(mine.values())).stream
-        if stream.columns.start.shape[0] != batch:
-            raise UnsupportedModelError(
-                f"past_key_values was filled for {len(stream.columns.start)} rows, this forward has {batch}"
-            )
-        part = _part(stream, n, past + n, None, None)
-        if stream.reference.replaces_generated:
-            part.where = part.own
-        part.layers = mine
-        parts.append(part)
-    return parts
+    return mine
 
 
-def _part(stream: Stream, queries: int, now: int, where: Tensor | None, asked: Tensor | None) -> Part:
+def _part(
+    stream: Stream,
+    owner: object,
+    number: int,
+    queries: int,
+    now: int,
+    where: Tensor | None,
+    asked: Tensor | None,
+) -> StreamPart:
     start = stream.columns.start
     position = torch.arange(now - queries, now, device=start.device)
     own = position[None] >= start[:, None]
-    return Part(stream, queries, where, own, own if asked is None else own & asked, now)
+    return StreamPart(stream, owner, number, queries, where, own, own if asked is None else own & asked, now)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from tccd.decoder import Decoder, first_tensor
-from tccd.engine.reference import EMBEDDINGS, Reference
 from tccd.errors import TCCDError, UnsupportedModelError
 
 
@@ -52,16 +51,6 @@ def check_model(decoder: Decoder) -> None:
 
 def _has_cross_attention(layer: nn.Module) -> bool:
     return any("crossattention" in type(module).__name__.lower() for module in layer.modules())
-
-
-def check_reference(decoder: Decoder, reference: Reference) -> None:
-    """Refuse a reference that departs after a layer that has none above it.
-
-    Raises:
-        ConfigError: the model has no such layer, or no layer above it.
-    """
-    if reference.layer != EMBEDDINGS:
-        decoder.check_layer(reference.layer, last_allowed=False)
 
 
 def check_call(model: nn.Module, given: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from tccd.decoder import find_decoder
 from tccd.decoding.config import Rule
 from tccd.decoding.huggingface import Contrast
 from tccd.decoding.references import blank_image, centroid_erasure, no_vision
-from tccd.engine.reference import Erasure
+from tccd.engine import Erasure
 from tccd.engine.session import Session
 from tccd.inputs import encode
 from tccd.modality import modality_map, vision_token_ids
@@ -135,7 +135,7 @@ def test_references_of_every_kind_share_a_pass_and_answer_as_contrast_generates(
     answers = answer(model, processor, samples, arms, batch_size=16, blind=True)
     model_inputs = encode(processor, [[s.image] for s in samples], [s.prompt for s in samples])
     for found, arm in zip(answers.arms, arms, strict=True):
-        reference = Asked(model, processor, samples, [s.image for s in samples]).reference(arm.reference)
+        reference = Asked(model, processor, samples, [s.image for s in samples]).reference(arm.references[0])
         if arm.rule is not None:
             contrasted = model.generate(
                 **model_inputs, max_new_tokens=1, custom_generate=Contrast(model, reference, rule=arm.rule)

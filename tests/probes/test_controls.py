@@ -15,7 +15,7 @@ from tccd import CentroidBank
 from tccd.centroids.replacement import Centroids
 from tccd.data import load_samples
 from tccd.decoder import find_decoder
-from tccd.engine.reference import Erasure
+from tccd.engine import Erasure
 from tccd.errors import ConfigError
 
 ROWS = torch.randn(3, 11, 16, generator=torch.Generator().manual_seed(0))

@@ -12,9 +12,8 @@ from probes.asking.arms import Arm, answer
 from probes.asking.generation import generate_tokens
 from tccd import CentroidBank, TCCDConfig
 from tccd.data import Sample, load_samples
-from tccd.decoder import find_decoder
 from tccd.decoding.references import centroid_erasure
-from tccd.engine.reference import Erasure
+from tccd.engine import Erasure
 from tccd.modality import modality_map, vision_token_ids
 from tests import oracle
 from tests.tiny import Row, cached_tiny, inputs
@@ -65,9 +64,9 @@ def test_generation_from_the_erased_stream_alone_is_the_oracles(family, erased):
         return brute(x.reshape(-1, x.shape[-1])).view(x.shape)
 
     erasure = Erasure(1, replace, **erased)
-    ours = generate_tokens(find_decoder(model), batch, STEPS, erasure)
+    ours = generate_tokens(model, batch, STEPS, [erasure])
     assert (ours == by_oracle(model, batch, erasure, brute)).all()
-    clean = generate_tokens(find_decoder(model), batch, STEPS)
+    clean = generate_tokens(model, batch, STEPS)
     assert (clean == by_oracle(model, batch, Erasure(1, replace), lambda x: x)).all()
 
 
@@ -77,10 +76,10 @@ def test_the_erased_stream_generates_something_else():
     batch = inputs("qwen2_5_vl", [Row(), Row(images=2, after=9), Row(before=6, after=2)])
     vectors = 2 * torch.randn(6, 64, generator=torch.Generator().manual_seed(1))
     bank = CentroidBank.from_arrays(model, {("text", 1): vectors, ("vision", 1): vectors})
-    clean = generate_tokens(find_decoder(model), batch, STEPS)
+    clean = generate_tokens(model, batch, STEPS)
     for modality in ("text", "vision"):
         erasure = centroid_erasure(bank, 1, 0.2, modality)
-        changed += int((generate_tokens(find_decoder(model), batch, STEPS, erasure) != clean).sum())
+        changed += int((generate_tokens(model, batch, STEPS, [erasure]) != clean).sum())
     assert changed
 
 
@@ -104,15 +103,14 @@ def test_open_answers_of_several_tokens(zoo):
     erasures = [centroid_erasure(bank, 2, 0.0, modality) for modality in ("text", "vision")]
     arms = [Arm(erasures[0]), Arm(erasures[1]), Arm(erasures[0], config)]
     found = answer(model, processor, samples, arms, batch_size=3, blind=True)
-    decoder = find_decoder(model)
     from probes.asking.forward import encode_samples
     from probes.asking.generation import generate
 
     batch = encode_samples(model, processor, samples)
-    expected = partial(generate, processor, decoder, batch, 6)
+    expected = partial(generate, processor, model, batch, 6)
     assert found.texts(found.clean) == expected()
-    assert found.texts(found.arms[1]) == expected(reference=erasures[1])
-    assert found.texts(found.arms[2]) == expected(reference=erasures[0], rule=config)
+    assert found.texts(found.arms[1]) == expected([erasures[1]])
+    assert found.texts(found.arms[2]) == expected([erasures[0]], rule=config)
     # The model answers one word, so the samples whose truth has two are wrong and about all others right.
     right = found.clean_correct
     assert not right[1::2].any()

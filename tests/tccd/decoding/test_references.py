@@ -1,4 +1,4 @@
-"""Blank image and no vision, each against whole uncached forwards of its own, on every family."""
+"""Each reference against whole uncached forwards of its own, on every family."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tccd import CentroidBank
+from tccd.decoder import find_decoder
 from tccd.decoding.huggingface import Contrast
-from tccd.decoding.references import no_vision
-from tccd.engine.reference import OtherImage
+from tccd.decoding.references import early_exit, no_vision, vision_centroid
+from tccd.engine import MeanImage, OtherImage
 from tccd.errors import ConfigError
 from tests import oracle
-from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens
+from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens, text_centroids
 from tests.tccd.decoding.test_modes import assert_nothing_left
 from tests.tiny import CAUSAL_FAMILIES, Row, cached_tiny, inputs, tiny
 
@@ -26,8 +28,9 @@ def blanked(batch: dict[str, Any]) -> dict[str, Any]:
     return batch | {"pixel_values": torch.where(pixels == 0, pixels, BLANK)}
 
 
-def assert_like(model: Any, batch: dict[str, Any], contrast: Contrast, reference: Any, steps: int = 6) -> None:
-    tokens, logits = oracle.greedy_with(model, batch, reference, contrast.rule.alpha_cd, steps)
+def assert_like(model: Any, batch: dict[str, Any], contrast: Contrast, *references: Any, steps: int = 6) -> None:
+    strengths = [contrast.rule.alpha_cd * weight for weight in contrast.weights]
+    tokens, logits = oracle.greedy_with(model, batch, references, strengths, steps)
     ours = new_tokens(generate(model, batch, steps, contrast), batch)
     assert ours[0].tolist() == tokens.tolist()
     torch.testing.assert_close(ours[1].float(), logits, rtol=0, atol=1e-4)
@@ -57,6 +60,62 @@ def test_no_vision_is_the_image_withheld(family, rows):
 def test_a_blank_image_is_a_second_pass_over_it(family, rows):
     model, batch = cached_tiny(family), inputs(family, rows)
     assert_like(model, batch, *blank(model, batch))
+
+
+def mean_of(model: Any) -> Tensor:
+    """A mean image: any states of a plausible size will do."""
+    decoder = find_decoder(model)
+    return torch.randn(decoder.num_layers, decoder.hidden_size, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("rows", [SINGLE, RAGGED], ids=["single", "ragged"])
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_a_mean_image_is_every_vision_token_the_same(family, rows):
+    model, batch = cached_tiny(family), inputs(family, rows)
+    mean = mean_of(model)
+    contrast = Contrast(model, MeanImage(mean), alpha_cd=1.0)
+    assert_like(model, batch, contrast, lambda longer: oracle.mean_image_logits(model, longer, mean))
+
+
+@pytest.mark.parametrize("rows", [SINGLE, RAGGED], ids=["single", "ragged"])
+@pytest.mark.parametrize("layers", [-1, 2, (0, 1, 3), "low", "high"])
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3"])
+def test_an_early_exit_is_a_lower_layer_through_norm_and_head(family, layers, rows):
+    model, batch = cached_tiny(family), inputs(family, rows)
+    contrast = Contrast(model, early_exit(layers), alpha_cd=0.5)
+    named = {"low": (-1, 1), "high": (1, 3)}  # of 5 layers; DoLa's 0 and 2, and 2 and 4
+    at = named.get(layers, layers) if isinstance(layers, str) else (layers,) if isinstance(layers, int) else layers
+    assert_like(model, batch, contrast, lambda longer: oracle.exit_logits(model, longer, at))
+
+
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_vision_centroids(family):
+    model, batch = cached_tiny(family), inputs(family, RAGGED)
+    brute = oracle.BruteForce(text_centroids(find_decoder(model).hidden_size), 0.0)
+    bank = CentroidBank.from_arrays(model, {("vision", 1): brute.centroids.float()})
+
+    def logits(longer: dict[str, Any]) -> Tensor:
+        ids = torch.tensor(sorted(oracle.vision_ids_of(model)))
+        return oracle.full_logits(model, longer, 1, torch.isin(longer["input_ids"], ids), brute)
+
+    assert_like(model, batch, Contrast(model, vision_centroid(bank, 1), alpha_cd=1.0), logits)
+    assert brute.gap > 1e-4  # no two centroids so near that rounding could choose
+
+
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_two_at_once_with_weights_of_either_sign(family):
+    model, batch = cached_tiny(family), inputs(family, RAGGED)
+    mean, other = mean_of(model), blanked(batch)
+    slow = {
+        "no-vision": lambda longer: oracle.withheld_logits(model, longer),
+        "mean": lambda longer: oracle.mean_image_logits(model, longer, mean),
+        "blank": lambda longer: oracle.full_logits(model, longer | {"pixel_values": other["pixel_values"]}),
+        "exit": lambda longer: oracle.exit_logits(model, longer, (1,)),
+    }
+    fast = {"no-vision": no_vision(), "mean": MeanImage(mean), "blank": OtherImage(other), "exit": early_exit(1)}
+    for pair, weights in ((("mean", "no-vision"), (1.0, -0.5)), (("exit", "blank"), (-0.25, 2.0))):
+        contrast = Contrast(model, [fast[name] for name in pair], weights=weights, alpha_cd=-0.5)
+        assert_like(model, batch, contrast, *(slow[name] for name in pair))
 
 
 def test_no_vision_is_a_text_only_forward_with_a_gap_in_its_positions():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tccd.engine.masks import Columns, causal, packed
-from tccd.engine.reference import NEVER
+from tccd.engine.streams import NEVER
 
 
 def by_loop(clean, streams, past, kv_offset):
@@ -65,7 +65,7 @@ def test_packed_is_the_loop_for_any_clean_mask(layout, shared, seed):
     batch, past, n, kv_offset, kv, streams = layout
     generator = torch.Generator().manual_seed(seed)
     clean = torch.rand(1 if shared else batch, 1, n, kv, generator=generator) < 0.7
-    got = packed(clean, streams, past, kv_offset)
+    got, _ = packed(clean, streams, past, kv_offset)
     expected = by_loop(clean, streams, past, kv_offset)
     assert got.dtype == torch.bool
     assert got.shape == expected.shape
@@ -77,7 +77,7 @@ def test_packed_is_the_loop_for_any_clean_mask(layout, shared, seed):
 def test_an_erased_query_sees_each_column_its_twin_sees_once(layout):
     _, past, n, kv_offset, kv, streams = layout
     clean = causal(n, past, kv, kv_offset, torch.device("cpu"))
-    got = packed(clean, streams, past, kv_offset)
+    got, _ = packed(clean, streams, past, kv_offset)
     seen = clean.sum(-1).flatten()
     expected = torch.cat([seen, *(seen[n - queries :] for _, queries in streams)])
     assert torch.equal(got.sum(-1)[:, 0], expected.expand(len(got), -1))
@@ -86,7 +86,7 @@ def test_an_erased_query_sees_each_column_its_twin_sees_once(layout):
 def test_a_row_that_the_stream_leaves_alone_sees_clean_keys_only():
     clean = causal(4, 0, 4, 0, torch.device("cpu"))
     columns = Columns(torch.tensor([2, NEVER]), 2)
-    got = packed(clean, [(columns, 2)], 0, 0)
+    got, _ = packed(clean, [(columns, 2)], 0, 0)
     assert torch.equal(got[1, 0, 4:, :4], clean[0, 0, 2:])
     assert not got[1, 0, 4:, 4:].any()
     assert got[0, 0, 4:].int().tolist() == [[1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 1, 1]]
@@ -94,13 +94,13 @@ def test_a_row_that_the_stream_leaves_alone_sees_clean_keys_only():
 
 def test_without_streams_the_clean_mask_comes_back():
     clean = causal(3, 2, 5, 0, torch.device("cpu"))
-    assert torch.equal(packed(clean, [], 2, 0), clean)
+    assert torch.equal(packed(clean, [], 2, 0)[0], clean)
 
 
 def test_own_keys_that_a_sliding_window_has_passed_are_hidden():
     # Columns 0..6, the window keeps 4..6; the stream owns 2..6 and keeps all of its keys.
     clean = torch.ones(1, 1, 1, 3, dtype=torch.bool)
-    got = packed(clean, [(Columns(torch.tensor([2]), 2), 1)], 6, 4)
+    got, _ = packed(clean, [(Columns(torch.tensor([2]), 2), 1)], 6, 4)
     assert got[0, 0, 1].int().tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
 

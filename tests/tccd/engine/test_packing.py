@@ -16,7 +16,7 @@ from tests.tiny import inputs, tiny
 
 def test_causal_first_is_attention_under_the_packed_mask() -> None:
     columns = masks.Columns(torch.tensor([4, 6]), 4)
-    mask = masks.packed(masks.causal(9, 0, 9, 0, torch.device("cpu")), [(columns, 5)], 0, 0)
+    mask, _ = masks.packed(masks.causal(9, 0, 9, 0, torch.device("cpu")), [(columns, 5)], 0, 0)
     states = [torch.randn(2, 3, 14, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     whole = sdpa(*states, attn_mask=mask, scale=0.2)
     with packing.CausalFirst(9, mask):
@@ -35,10 +35,10 @@ def test_streams_apart_are_attention_under_the_packed_mask(padded: bool) -> None
     if padded:
         clean[0, :, :, :2] = False
     columns = [(masks.Columns(torch.tensor(start), min(start)), 9 - min(start)) for start in ([4, 6], [3, 2**62])]
-    mask = masks.packed(clean, columns, 0, 0)
+    mask, _ = masks.packed(clean, columns, 0, 0)
     states = [torch.randn(2, 3, 9 + 5 + 6, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     whole = sdpa(*states, attn_mask=mask)
-    with packing.CausalFirst(9, mask, causal=not padded, streams=[(5, 6), (6, 9)]):
+    with packing.CausalFirst(9, mask, causal=not padded, streams=[(5, 5, 6), (6, 6, 9)]):
         split = sdpa(*states, attn_mask=mask)
     read = mask.any(-1).expand(-1, 3, -1)
     torch.testing.assert_close(split[read], whole[read])

@@ -19,7 +19,7 @@ ALPHAS = (0.0, 0.2, 0.4, 0.8)
 def test_arms_that_differ_in_alpha_interp_search_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = cached_tiny("qwen2_5_vl"), inputs("qwen2_5_vl", RAGGED)
     bank, decoder = text_bank(model, 1), find_decoder(model)
-    alone = [run_streams(decoder, batch, [centroid_erasure(bank, 1, alpha)]).erased[0] for alpha in ALPHAS]
+    alone = [run_streams(decoder, batch, [centroid_erasure(bank, 1, alpha)]).others[0] for alpha in ALPHAS]
     searches: list[tuple[int, ...]] = []
     nearest = Centroids.nearest
 
@@ -28,7 +28,7 @@ def test_arms_that_differ_in_alpha_interp_search_once(monkeypatch: pytest.Monkey
         return nearest(self, x)
 
     monkeypatch.setattr(Centroids, "nearest", counted)
-    together = run_streams(decoder, batch, [centroid_erasure(bank, 1, alpha) for alpha in ALPHAS]).erased
+    together = run_streams(decoder, batch, [centroid_erasure(bank, 1, alpha) for alpha in ALPHAS]).others
     assert len(searches) == 1
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

@@ -17,7 +17,7 @@ SETTINGS = [
     on(alpha_cd=1.0),
     None,
     on(alpha_cd=0.5, alpha_interp=0.0),
-    on(layer=1, alpha_interp=0.7),
+    on(layer=1, alpha_interp=0.7, alpha_cd=-0.5),
     on(beta=0.1, alpha_cd=2.0),
     on(gate="margin", gate_threshold=0.3, gate_ramp=0.1),
     None,

@@ -74,7 +74,6 @@ def test_settings_that_do_nothing_are_plain_decoding_but_still_checked():
         ({"tccd_alpha_cd": "1"}, "alpha_cd is '1' .*expected a number"),
         ({"tccd_alpha_cd": float("nan")}, "alpha_cd is nan"),
         ({"tccd_alpha_cd": float("inf")}, "alpha_cd is inf"),
-        ({"tccd_alpha_cd": -1}, "alpha_cd is -1"),
         ({"tccd_beta": [0.1]}, "beta is"),
         ({"tccd_gate_threshold": 0.3}, "do nothing without a gate"),
         ({"tccd_tokens": "last"}, "tokens is 'last'"),
@@ -165,8 +164,8 @@ def test_equal_parameters_are_read_once_and_errors_each_time():
     with pytest.raises(ConfigError, match="alpha_cd is True"):  # equal to 1.0, and not the same
         settings({"tccd_alpha_cd": True, "tccd_beta": 0.1}, BANKS)
     for _ in range(2):
-        with pytest.raises(ConfigError, match="alpha_cd is -1"):
-            settings({"tccd_alpha_cd": -1}, BANKS)
+        with pytest.raises(ConfigError, match="beta is -1"):
+            settings({"tccd_beta": -1}, BANKS)
     assert read.cache_info().currsize == 1
     assert settings({"tccd_alpha_cd": 1.0, "tccd_beta": 0.1, "other": [1]}, BANKS) is not None
     assert read.cache_info().misses == 4
