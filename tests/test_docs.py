@@ -64,7 +64,12 @@ def test_commands_and_options_are_there(name: str) -> None:
 
 
 def test_options_named_in_the_text_are_there() -> None:
-    known = {option for one in COMMANDS.values() for parameter in one.params for option in parameter.opts}
+    known = {
+        option
+        for one in COMMANDS.values()
+        for parameter in one.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     for name in ("cli", "probes", "data", "banks"):
         prose = re.sub(r"^```.*?^```|`(?:eval|python)[^`]*`", "", page(name), flags=re.MULTILINE | re.DOTALL)
         named = set(re.findall(r"`(?:tccd[a-z ]*)?(--[a-z-]+)", prose))

@@ -60,6 +60,12 @@ def show(file: File, as_json: AsJson = False) -> None:
       seed, iterations, backend, backend version: of k-means
 
     \b
+    vision mean: what the reference mean-vision shows in an image's place,
+    with the images (that differ in what they show) and image tokens that it
+    is the mean of, and the dropped states, left out because a value was not
+    finite.
+
+    \b
     Of the model: revision (commit on the hub), hidden size (width of a
     hidden state), num layers, fingerprint (hash of all weights: a bank fits
     a model with the same one), embedding (the same of the input embeddings
@@ -166,11 +172,17 @@ def import_npz(
 def describe(bank: CentroidBank) -> dict[str, Any]:
     """What `--json` prints of a bank."""
     provenance = dict(bank.provenance)
+    known = provenance.pop("vision_mean", None)
+    if bank.vision_mean is None:
+        mean = None
+    else:
+        mean = {"layers": len(bank.vision_mean), **(known if isinstance(known, dict) else {})}
     if "pictures" in provenance:  # for programs that load the bank; here their number says as much
         provenance["pictures"] = len(bank.pictures)
     return {
         "model": asdict(bank.model),
         "entries": [{"modality": m, "layer": layer, **asdict(e)} for (m, layer), e in bank.entries.items()],
+        "vision_mean": mean,
         "provenance": provenance,
         "tccd_version": bank.tccd_version,
         "warnings": list(bank.warnings),
@@ -188,8 +200,12 @@ def show_bank(bank: CentroidBank, more: dict[str, Any], as_json: bool) -> None:
 
     facts = Table.grid("", "", padding=(0, 2))
     model = described["model"]
-    version = {"tccd_version": described["tccd_version"]}
-    shown = {**more, "model": model.pop("model_id"), **model, **described["provenance"], **version}
+    mean = described["vision_mean"] or {}
+    last = {
+        "vision_mean": ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in mean.items() if value),
+        "tccd_version": described["tccd_version"],
+    }
+    shown = {**more, "model": model.pop("model_id"), **model, **described["provenance"], **last}
     for name, value in shown.items():
         if value not in (None, "", [], {}):
             facts.add_row(Text(name.replace("_", " ")), Text(str(value), overflow="fold"))
@@ -199,7 +215,7 @@ def show_bank(bank: CentroidBank, more: dict[str, Any], as_json: bool) -> None:
         entries.add_column(name.replace("_", " "), overflow="fold")
     for entry in described["entries"]:
         entries.add_row(*(_cell(entry[name]) for name in names))
-    output().print(facts, entries)
+    output().print(facts, *([entries] if described["entries"] else []))
     for warning in described["warnings"]:
         output().print(f"warning: {warning}", markup=False, soft_wrap=True)
 

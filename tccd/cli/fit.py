@@ -1,4 +1,4 @@
-"""`tccd fit`: images -> a bank of centroids."""
+"""`tccd fit`: images -> a bank of centroids and the vision mean."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tccd.cli.options import (
     DataRevision,
     Device,
     DType,
+    LayerChoice,
     Model,
     Precision,
     Revision,
@@ -29,6 +30,9 @@ from tccd.cli.options import (
     settle_layers,
 )
 from tccd.errors import ConfigError
+
+#: Centroids for each modality and layer, as published.
+K = 256
 
 #: What `--prompt` says for the data's own prompts.
 FROM_DATA = "from-data"
@@ -48,13 +52,23 @@ def fit(
     data: Data,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Bank to write (.safetensors).")],
     layers: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="SPEC",
-            help="Layers by modality, from 0: text=12,vision=16, text=8-12,16,vision=all, or all.",
+            help="Layers to fit centroids at, by modality, from 0: text=12,vision=16 (the published ones), "
+            "text=8-12,16,vision=all, or all. If not given: the vision mean alone.",
         ),
-    ] = "text=12,vision=16",
-    k: Annotated[int, typer.Option("--k", min=1, help="Centroids for each modality and layer.")] = 256,
+    ] = None,
+    k: Annotated[
+        int | None,
+        typer.Option("--k", min=1, help=f"Centroids for each modality and layer; {K} if not given."),
+    ] = None,
+    vision_mean: Annotated[
+        bool,
+        typer.Option(
+            help="Fit what the reference mean-vision needs, too; it takes the forwards to the model's last layer."
+        ),
+    ] = True,
     images: Annotated[int, typer.Option(min=1, help="Images to fit on, at most; each is used once.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of k-means and of the draw of images.")] = 42,
     backend: Annotated[Backend, typer.Option(help="Implementation of k-means.")] = Backend.auto,
@@ -79,14 +93,21 @@ def fit(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit centroids of a model's hidden states and write them to a bank.
+    """Fit centroids of a model's hidden states, and its vision mean, into a bank.
 
     \b
-    The defaults are the published ones (arXiv 2604.14363): 256 centroids,
-    2,000 images, one fixed prompt, text layer 12, vision layer 16. Of data
-    with a train split that split is taken, for tccd probe takes the test
-    split. What the numbers mean: tccd bank show --help; seconds is the wall
-    time of the whole fit.
+    Centroids are fitted at --layers; the references text-centroid and
+    vision-centroid need them. The vision mean is the mean of all image
+    tokens before each layer; the reference mean-vision needs it. Without
+    --layers it is fitted alone, which needs no k-means. Give it 100 images
+    or more.
+
+    \b
+    256 centroids, 2,000 images and the one prompt are the published
+    defaults (arXiv 2604.14363); the published layers are
+    text=12,vision=16. Of data with a train split that split is taken, for
+    tccd probe takes the test split. What the numbers mean: tccd bank show
+    --help; seconds is the wall time of the whole fit.
 
     \b
     Hidden states take (rows x width x 2 or 4) bytes of disk for each layer.
@@ -98,8 +119,11 @@ def fit(
         --layers text=12,vision=16 --out bank.safetensors
       tccd fit --model ./model --data easy-vqa --split train --prompt from-data \\
         --layers text=0-4,vision=0-4 --k 16 --out bank.safetensors --json
+      tccd fit --model ./model --data ./photos --images 200 \\
+        --out bank.safetensors
     """
-    choice, columns = parse_layers(layers), parse_columns(column)
+    choice, columns = _choice(layers, k, backend, vision_mean), parse_columns(column)
+    k = K if k is None else k
     if prompt is not None and not prompt.strip():
         raise ConfigError(f"--prompt is empty; expected a text, or {FROM_DATA}")
     if out.is_dir():
@@ -118,7 +142,8 @@ def fit(
 
     # All that can be refused without the model is, before it is loaded.
     asked = None if prompt == FROM_DATA else (prompt or PAPER_PROMPT)
-    check_kmeans(k, seed, backend=backend.value, max_rows=MAX_ROWS)
+    if choice:
+        check_kmeans(k, seed, backend=backend.value, max_rows=MAX_ROWS)
     check_source(model, revision)
     check_writable(out)
     if work_dir is not None:
@@ -149,9 +174,28 @@ def fit(
             backend=backend.value,
             images=None,
             prompt=asked,
+            vision_mean=vision_mean,
             work_dir=folder,
             batch_size=batch_size,
             progress=report,
         )
         bank.save(out)
     show_bank(bank, {"file": str(out), "seconds": round(time.monotonic() - started, 1)}, as_json)
+
+
+def _choice(layers: str | None, k: int | None, backend: Backend, vision_mean: bool) -> LayerChoice:
+    """Where centroids are fitted; nowhere where the vision mean is fitted alone.
+
+    Raises:
+        ConfigError: there is nothing to fit, or what belongs to centroids is given without --layers.
+    """
+    if layers is not None:
+        return parse_layers(layers)
+    for option, given in (("--k", k is not None), ("--backend", backend is not Backend.auto)):
+        if given:
+            raise ConfigError(f"{option} is of centroids, which need --layers, as in --layers text=12,vision=16")
+    if not vision_mean:
+        raise ConfigError(
+            "there is nothing to fit: expected --layers, as in --layers text=12,vision=16, or no --no-vision-mean"
+        )
+    return {}

@@ -83,7 +83,7 @@ def _broken(world: World, whole: bytes) -> Iterator[tuple[str, bytes]]:
 def _forged(world: World) -> Iterator[tuple[str, bytes]]:
     """Banks with a right checksum over content that can't be."""
     tensors, content = unpack(world.bank)
-    name = next(iter(sorted(tensors)))
+    name = min(tensors)
     first = tensors[name]
 
     def with_tensor(tensor: torch.Tensor, called: str = name) -> Any:
@@ -127,6 +127,9 @@ def _forged(world: World) -> Iterator[tuple[str, bytes]]:
         if key not in ("revision", "fingerprint", "embedding"):
             changes[f"model.{key} is null"] = with_content("model", key, to=None)
         changes[f"model.{key} is a list"] = with_content("model", key, to=[1])
+    for kind, other in _spoilt(tensors["vision_mean"]):
+        changes[f"a vision mean {kind}"] = with_tensor(other, "vision_mean")
+    changes["an entry of the vision mean"] = with_content("entries", "vision_mean", to={"k": 6})
     changes["a width of 0"] = with_content("model", "hidden_size", to=0)
     changes["no layers"] = with_content("model", "num_layers", to=0)
     changes["more of a model"] = with_content("model", "colour", to="red")
@@ -134,6 +137,19 @@ def _forged(world: World) -> Iterator[tuple[str, bytes]]:
         forged, told = dict(tensors), deepcopy(content)
         forge(forged, told)
         yield change, pack(forged, told)
+
+
+def _spoilt(mean: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Vision means that can't be."""
+    bad = mean.clone()
+    bad[1, 0] = float("nan")
+    yield "that is not finite", bad
+    yield "of a layer too few", mean[1:].contiguous()
+    yield "of a layer too many", torch.cat([mean, mean[:1]])
+    yield "of another width", mean[:, 1:].contiguous()
+    yield "in half precision", mean.half()
+    yield "of one dimension", mean[0].contiguous()
+    yield "of no dimension", torch.tensor(1.0)
 
 
 def _rename(tensors: dict, content: dict, old: str, new: str) -> None:

@@ -31,6 +31,7 @@ class World:
         photos: a folder of pictures to fit on.
         manifest: questions about other pictures.
         bank, other_bank: of the two models.
+        mean: a bank of the model's vision mean alone.
         report, other_report: folders of two probes.
         arrays: centroids as .npz.
         work: a harvest that was kept.
@@ -65,10 +66,12 @@ class World:
         self.manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.picture = shown / "0.png"
         self.bank, self.other_bank = folder / "bank.safetensors", folder / "other.safetensors"
+        self.mean = folder / "mean.safetensors"
         self.work, self.arrays = folder / "work", folder / "centroids.npz"
         np.savez(self.arrays, text_centroids=_centroids(0), vis_centroids=_centroids(1))
         self.report, self.other_report = folder / "report", folder / "other-report"
         self._control("fit", self.fit(out=self.bank, work_dir=self.work))
+        self._control("fit, a vision mean alone", self.fit(out=self.mean, layers=None, k=None))
         self._control("fit, another", self.fit(model=self.other, out=self.other_bank))
         measured = {"limit": None, "alpha_cd": "0.5"}
         self._control("probe", self.probe(out=self.report, **measured))

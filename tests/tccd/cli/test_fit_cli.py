@@ -25,7 +25,8 @@ MODEL = ROOT / "eval" / "zoo" / "llava-grounded"
 
 def fit(out, *args, model=MODEL, data="easy-vqa", **options):
     options = {"layers": "text=1", "k": 4, "images": 4, "prompt": "from-data", **options}
-    named = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    given = {name: value for name, value in options.items() if value is not None}
+    named = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
     return run("fit", "--model", model, "--data", data, "--out", out, *named, *args)
 
 
@@ -57,14 +58,16 @@ def test_a_fit_is_on_train_pictures_and_keeps_their_digests(fitted):
     assert bank.shared_pictures(test) == 0
     assert bank.shared_pictures(train | bank.pictures) == 4
     assert summary["provenance"]["pictures"] == 4
-    assert summary["warnings"] == []
+    [images] = summary["warnings"]
+    assert images.startswith("its vision mean is of 4 images; of fewer than 100")
 
 
 def test_every_number_that_is_printed_is_explained_in_the_help(fitted):
     out, _ = fitted
     text = " ".join(ok(run("bank", "show", "--help")).stdout.replace("│", " ").split())
     shown = json.loads(ok(run("bank", "show", out, "--json")).stdout)
-    names = {*shown["entries"][0], *shown["model"], *shown["provenance"]} - {"modality", "layer"}
+    names = {*shown["entries"][0], *shown["model"], *shown["provenance"], "vision_mean", *shown["vision_mean"]}
+    names -= {"modality", "layer"}
     names -= {"model_id", "model_type"}  # are no numbers and say what they are
     words = {"sampled_out_rows": "sampled out", "backend_version": "backend version"}
     for name in names:
@@ -76,16 +79,34 @@ def test_copies_empty_clusters_and_few_rows_are_told_everywhere(copies, tmp_path
     out = tmp_path / "bank.safetensors"
     options = {"data": copies, "images": 10, "k": 40, "layers": "text=1", "prompt": "what is it?", "batch_size": 1}
     summary = json.loads(ok(fit(out, "--json", **options)).stdout)
-    few, copied = summary["warnings"]
+    few, images, copied = summary["warnings"]
     assert "rows differ, fewer than its 40 centroids, so centroids repeat. Fit on more images" in few
     assert copied.startswith("8 of its pictures are copies of others under another name")
     assert (summary["provenance"]["images"], summary["provenance"]["pictures"]) == (10, 2)
     assert summary["entries"][0]["distinct_rows"] < 40
-    assert json.loads(ok(run("bank", "show", out, "--json")).stdout)["warnings"] == [few, copied]
+    assert json.loads(ok(run("bank", "show", out, "--json")).stdout)["warnings"] == [few, images, copied]
     shown = ok(run("bank", "show", out)).stdout
     assert f"warning: {few}" in shown
     assert f"warning: {copied}" in shown
     assert "distinct" in shown
+
+
+def test_a_vision_mean_alone_and_none(tmp_path):
+    out = tmp_path / "bank.safetensors"
+    alone = json.loads(ok(fit(out, "--json", layers=None, k=None)).stdout)
+    assert alone["entries"] == []
+    assert alone["vision_mean"] == {"layers": 6, "images": 4, "tokens": 4 * 64, "dropped_states": 0}
+    bank = CentroidBank.load(out)
+    assert (bank.vision_mean.shape, bank.tensors) == ((6, 128), {})
+    told = " ".join(ok(run("bank", "show", out)).stdout.split())
+    assert "vision mean 6 layers, 4 images, 256 tokens" in told
+    assert "modality" not in told
+    assert "is sound and fits" in ok(run("bank", "verify", out, "--model", MODEL)).stdout
+    ok(fit(tmp_path / "both"))
+    assert torch.equal(CentroidBank.load(tmp_path / "both").vision_mean, bank.vision_mean)
+    without = json.loads(ok(fit(out, "--no-vision-mean", "--json")).stdout)
+    assert (without["vision_mean"], without["warnings"]) == (None, [])
+    assert CentroidBank.load(out).vision_mean is None
 
 
 # Refused before the model is loaded
@@ -106,6 +127,11 @@ def unloadable(tmp_path):
             "k is 1000000, above the 262144 rows that one k-means fits (max_rows); take a smaller k, or",
         ),
         ({"k": 10**3000}, f"k is {10**199!s}, above the 262144 rows"),
+        ({"layers": None}, "--k is of centroids, which need --layers, as in --layers text=12,vision=16"),
+        (
+            {"layers": None, "k": None, "backend": "sklearn"},
+            "--backend is of centroids, which need --layers, as in",
+        ),
         ({"k": 65}, "text: 4 samples give at most 64 rows (16 each), fewer than k = 65; give more images"),
         ({"model": "./modle"}, "can't load model './modle': no such folder"),
         ({"data": "./dta"}, "dta"),
@@ -116,6 +142,13 @@ def test_what_can_be_refused_without_the_model_is(tmp_path, options, message):
     assert result.exit_code in (1, 2)
     assert message in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["no-model"]
+
+
+def test_nothing_to_fit_is_refused_without_the_model(tmp_path):
+    options = {"model": unloadable(tmp_path), "layers": None, "k": None}
+    result = fit(tmp_path / "bank", "--no-vision-mean", **options)
+    assert result.exit_code == 2
+    assert "there is nothing to fit: expected --layers, as in --layers text=12,vision=16, or no" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -343,7 +376,7 @@ def test_fit(model_dir, tmp_path):
 
 def test_fit_refuses_a_layer_that_the_model_lacks(model_dir, tmp_path):
     out = tmp_path / "bank.safetensors"
-    result = run("fit", "--model", model_dir, "--data", "easy-vqa", "--images", 2, "--k", 4, "--out", out)
+    result = fit(out, model=model_dir, layers="text=12,vision=16", images=2)
     assert result.exit_code == 2
     assert "layer 12 is out of range; this model has 6 decoder layers" in result.stderr
     assert not out.exists()

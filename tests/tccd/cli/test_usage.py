@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from tccd.centroids.fit import fit_bank
 from tccd.centroids.kmeans import BACKENDS
-from tccd.cli.fit import Backend, fit
+from tccd.cli.fit import Backend, K, fit
 from tccd.cli.generate import Gate, Tokens, generate
-from tccd.cli.options import parse_layers
 from tccd.decoding.config import TOKENS, TCCDConfig
 from tccd.decoding.gates import GATES
 from tests.tccd.cli.common import ROOT, ok, run
@@ -108,10 +108,10 @@ def test_defaults_are_those_of_the_library():
     names = ("alpha_cd", "alpha_interp", "layer", "beta", "gate", "gate_threshold", "gate_ramp", "tokens")
     defaults = {name: inspect.signature(generate).parameters[name].default for name in names}
     assert TCCDConfig(**defaults) == TCCDConfig()
-    assert parse_layers(inspect.signature(fit).parameters["layers"].default) == {
-        "text": (12,),
-        "vision": (16,),
-    }
+    fitted = inspect.signature(fit_bank).parameters
+    assert inspect.signature(fit).parameters["layers"].default is fitted["layers"].default is None
+    assert inspect.signature(fit).parameters["vision_mean"].default is fitted["vision_mean"].default is True
+    assert fitted["k"].default == K
     assert tuple(Gate) == tuple(GATES)
     assert tuple(Tokens) == TOKENS
     assert tuple(Backend) == BACKENDS
