@@ -42,7 +42,8 @@ class ContrastSession(Session):
         references: what is contrasted with.
         rule: what is made of the logits.
         weights: of each reference.
-        prompt_length: columns of the prompt, where it is known that nobody compiles the model.
+        prompt_length: columns of the prompt as `generate` hands them to a custom_generate, which keeps the model
+            uncompiled; None where the first forward is taken to hold the prompt and nothing else.
 
     Attributes:
         trace: where contrast acted, one entry a forward.
@@ -63,15 +64,16 @@ class ContrastSession(Session):
         self.prompt_length = prompt_length
         self.uncompiled = prompt_length is not None  # custom_generate knows the prompt and turns compilation off
         self.trace: list[Contrasted] = []
+        self._asks_first = 0
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """As `Session.begin`; remembers how long the prompt is."""
+        """As `Session.begin`; remembers which column asks for the first token."""
         super().begin(args, kwargs)
         step = self.step
         if step is not None and not self.uncompiled:
             check_uncompiled(step.cache, next(self.decoder.norm.parameters()).device.type)
-        if step is not None and step.prefill and self.prompt_length is None:
-            self.prompt_length = step.n
+        if step is not None and step.prefill:
+            self._asks_first = (self.prompt_length or step.n) - 1
         if self.rule.tokens == "first" and kwargs.get("use_cache") is False:
             raise ConfigError("tokens='first' needs use_cache=True: without it every token looks like the first")
 
@@ -80,9 +82,8 @@ class ContrastSession(Session):
         known = min(m, part.queries)
         own = pad(part.answers[:, part.queries - known :], (m - known, 0))
         if self.rule.tokens == "first":
-            assert self.prompt_length is not None
             position = torch.arange(step.past + step.n - m, step.past + step.n, device=own.device)
-            own = own & (position == self.prompt_length - 1)
+            own = own & (position == self._asks_first)
         return own
 
     def combine_states(self, step: Step, clean: Tensor, others: list[Tensor]) -> Tensor | None:

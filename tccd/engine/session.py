@@ -60,12 +60,15 @@ class Session:
     #: Whether another session on the same model and thread may take its place.
     yields = False
 
+    #: Columns of the prompt, where the caller knows: its first forward may hold drafted tokens behind them.
+    prompt_length: int | None = None
+
     def __init__(self, decoder: Decoder, references: tuple[Reference, ...]) -> None:
         self.decoder = decoder
         self.references = tuple(one.bind(decoder) for one in references)
         self.step: Step | None = None
         self.is_open = True
-        self._vision_ids = vision_token_ids(decoder.model.config)
+        self._vision_ids = _vision_ids(decoder.model.config, any(one.needs_image for one in self.references))
         self._signature = inspect.signature(decoder.model.forward)
         self._prefix_checked = False
         self._normed: Tensor | None = None
@@ -320,6 +323,15 @@ class Session:
 def _attention_dtype(states: Tensor) -> torch.dtype:
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
+def _vision_ids(config: Any, needed: bool) -> tuple[int, ...]:
+    try:
+        return vision_token_ids(config)
+    except ModalityError:
+        if needed:
+            raise
+        return ()  # a language model
 
 
 def _has_images(given: dict[str, Any]) -> bool:
