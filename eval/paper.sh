@@ -123,7 +123,7 @@ for model in "${models[@]}"; do
     bank=$place/bank.safetensors
     once "$bank" /no/such/file "$tccd" fit --model "$model" --data "$fit_data" --split "$fit_split" \
         ${fit_revision:+--data-revision "$fit_revision"} --images "$images" --k "$k" --layers "$layers" \
-        --seed "$seed" --batch-size "$batch_size" --work-dir "$place/harvest" --out "$bank"
+        --no-vision-mean --seed "$seed" --batch-size "$batch_size" --work-dir "$place/harvest" --out "$bank"
     for source in "${sources[@]}"; do
         measured=$place/$(folder "$source")
         once "$measured/report.json" "$bank" "$tccd" probe replacement --model "$model" --bank "$bank" \
