@@ -76,29 +76,58 @@ def find_decoder(model: Any) -> Decoder:
         )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; tccd needs a decoder-only language model")
-    decoder = model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise UnsupportedModelError(f"{name}: its decoder {type(decoder).__name__} has no list of `.layers`")
+    decoder = _holding_layers(model.get_decoder(), name)
     head = model.get_output_embeddings()
     if head is None or getattr(head, "weight", None) is None:
         raise UnsupportedModelError(f"{name} has no language-model head; load the class that has logits")
     text_config = model.config.get_text_config()
+    width = int(text_config.hidden_size)
     return Decoder(
         model=model,
-        layers=layers,
-        norm=_final_norm(decoder, name),
+        layers=decoder.layers,
+        norm=_final_norm(decoder, width, name),
         head=head,
-        hidden_size=int(text_config.hidden_size),
+        hidden_size=width,
         linear_logits=not getattr(text_config, "final_logit_softcapping", None),
     )
 
 
-def _final_norm(decoder: nn.Module, name: str) -> nn.Module:
+def _holding_layers(decoder: Any, name: str) -> Any:
+    """The module that holds the list of layers: `decoder`, or what it wraps."""
+    module = decoder
+    while not (isinstance(getattr(module, "layers", None), nn.ModuleList) and len(module.layers)):
+        inside = (getattr(module, attribute, None) for attribute in ("model", "decoder"))
+        module = next((one for one in inside if isinstance(one, nn.Module)), None)
+        if module is None:
+            crossing = cross_attention(decoder)
+            raise UnsupportedModelError(
+                f"{name}: its decoder {type(decoder).__name__} has no list of `.layers`"
+                + (f" and reaches the image by cross-attention ({crossing})" if crossing else "")
+            )
+    return module
+
+
+def cross_attention(module: nn.Module) -> str | None:
+    """The name of a part of `module` that attends to another sequence; None where there is none."""
+    for path, part in module.named_modules():
+        attribute = path.rpartition(".")[2]
+        if "crossattention" in type(part).__name__.lower() or attribute in _CROSSING:
+            return attribute
+    return None
+
+
+#: What decoder layers call an attention to another sequence.
+_CROSSING = ("crossattention", "cross_attn", "encoder_attn")
+
+
+def _final_norm(decoder: nn.Module, width: int, name: str) -> nn.Module:
+    """The norm beside the layers; among several, the only one as wide as the residual stream."""
     norms = [m for _, m in decoder.named_children() if type(m).__name__.lower().endswith("norm")]
+    if len(norms) > 1:
+        norms = [m for m in norms if getattr(getattr(m, "weight", None), "shape", None) == (width,)]
     if len(norms) != 1:
         raise UnsupportedModelError(
-            f"{name}: expected one final norm beside the decoder's layers, found {len(norms)} "
+            f"{name}: expected one final norm of width {width} beside the decoder's layers, found {len(norms)} "
             f"among {[n for n, _ in decoder.named_children()]}"
         )
     return norms[0]

@@ -34,7 +34,8 @@ def vision_token_ids(config: Any) -> tuple[int, ...]:
     """The token ids that stand for image and video features in a prompt.
 
     Args:
-        config: a transformers model config.
+        config: a transformers model config; a part of it is asked where it names none itself (Phi-4-multimodal's
+            vision config).
 
     Returns:
         The ids, ascending, without repeats.
@@ -42,14 +43,20 @@ def vision_token_ids(config: Any) -> tuple[int, ...]:
     Raises:
         ModalityError: the config names no vision token.
     """
-    found = {getattr(config, name, None) for name in _ID_NAMES}
-    ids = tuple(sorted(i for i in found if isinstance(i, int) and i >= 0))
+    ids = _named_ids(config)
+    for part in sorted(getattr(config, "sub_configs", ())):
+        ids = ids or _named_ids(getattr(config, part, None))
     if not ids:
         raise ModalityError(
             f"{type(config).__name__} names no vision token (looked for {', '.join(_ID_NAMES)}); "
             "tccd needs a vision-language model that marks its image positions by a token id"
         )
     return ids
+
+
+def _named_ids(config: Any) -> tuple[int, ...]:
+    found = {getattr(config, name, None) for name in _ID_NAMES}
+    return tuple(sorted(i for i in found if isinstance(i, int) and i >= 0))
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,14 @@ def vision_ids_of(model: Any) -> set[int]:
     return {i for n in names if (i := getattr(model.config, n, None)) is not None}
 
 
+def layers_of(model: Any) -> Any:
+    """The decoder layers; some families wrap the module that has them."""
+    module = model.get_decoder()
+    while not hasattr(module, "layers"):
+        module = getattr(module, "model", None) or module.decoder
+    return module.layers
+
+
 @torch.no_grad()
 def full_logits(
     model: Any, inputs: dict[str, Any], layer: int | None = None, where: Tensor | None = None, replace: Any = None
@@ -60,7 +68,7 @@ def full_logits(
             changed[where] = replace(hidden[where])
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        handle = model.get_decoder().layers[layer].register_forward_hook(hook)
+        handle = layers_of(model)[layer].register_forward_hook(hook)
     try:
         return model(**inputs, use_cache=False).logits
     finally:
@@ -72,7 +80,7 @@ def extend(inputs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
     """The inputs with one more token a row."""
     longer = dict(inputs)
     longer["input_ids"] = torch.cat([inputs["input_ids"], tokens[:, None]], 1)
-    for name in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
+    for name in ("attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
         if name in inputs:
             new = torch.full_like(inputs[name][:, :1], 1 if name == "attention_mask" else 0)
             longer[name] = torch.cat([inputs[name], new], 1)
@@ -148,7 +156,7 @@ def withheld_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
             seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
         return args, kwargs | {"attention_mask": seen}
 
-    handles = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in model.get_decoder().layers]
+    handles = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers_of(model)]
     try:
         return model(**inputs, use_cache=False).logits
     finally:

@@ -84,6 +84,14 @@ def tiny(family: str, layers: int = 5, seed: int = 0, window: int = 6, **text: A
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(hf, name)(config).eval()
+    randomise(model, seed)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+def randomise(model: Any, seed: int = 0) -> None:
+    """Give a model seeded weights, large enough that hidden states differ between positions."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, p in model.named_parameters():
@@ -91,16 +99,14 @@ def tiny(family: str, layers: int = 5, seed: int = 0, window: int = 6, **text: A
             if p.ndim < 2:
                 p.add_(0.2 * noise)  # norms, biases, layer scales: near what they were, yet not uniform
             elif "embed" in key or "position" in key:
-                p.copy_(noise if config.model_type not in ("gemma3", "paligemma") else 0.3 * noise)
+                p.copy_(noise if "gemma" not in model.config.model_type else 0.3 * noise)
             else:
                 p.copy_(1.5 * noise / (p[0].numel() ** 0.5))
-        head = model.get_output_embeddings().weight
         # Special tokens are never the likeliest: a generated image token would have no image.
-        head[: TEXT_IDS.start] = 0
-        head[TEXT_IDS.stop :] = 0
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = PAD
-    return model
+        head = model.get_output_embeddings()
+        if head is not None:
+            head.weight[: TEXT_IDS.start] = 0
+            head.weight[TEXT_IDS.stop :] = 0
 
 
 @lru_cache

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from tccd.decoder import Decoder, first_tensor
+from tccd.decoder import Decoder, cross_attention, first_tensor
 from tccd.errors import TCCDError, UnsupportedModelError
 
 
@@ -19,7 +19,8 @@ def check_model(decoder: Decoder) -> None:
     """Refuse a model that erased streams can't run beside.
 
     Raises:
-        UnsupportedModelError: compiled, neither sdpa nor eager attention, or layers that are not self-attention.
+        UnsupportedModelError: compiled, neither sdpa nor eager attention, or layers that are not self-attention
+            over keys of their own.
     """
     model: Any = decoder.model
     if type(model).__name__ == "OptimizedModule" or any(
@@ -35,22 +36,52 @@ def check_model(decoder: Decoder) -> None:
             f"attention implementation {attention!r}; TCCD is exact with 'sdpa' and 'eager': "
             "model.set_attn_implementation('sdpa')"
         )
-    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    _check_layers(decoder)
+    kinds = set(getattr(text, "layer_types", None) or ()) - _KINDS
     if kinds:
         raise UnsupportedModelError(
-            f"decoder layers of kind {sorted(kinds)}; TCCD knows full_attention and sliding_attention"
-        )
-    crossing = [index for index, layer in enumerate(decoder.layers) if _has_cross_attention(layer)]
-    if crossing:
-        kind = type(decoder.layers[crossing[0]]).__name__
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: decoder layers {crossing} ({kind}) reach the image by cross-attention; "
-            "TCCD needs the image's tokens among those of the prompt"
+            f"{type(model).__name__}: decoder layers of kind {sorted(kinds)}; TCCD is exact with those of kind "
+            f"{', '.join(sorted(_KINDS))}"
         )
 
 
-def _has_cross_attention(layer: nn.Module) -> bool:
-    return any("crossattention" in type(module).__name__.lower() for module in layer.modules())
+#: Kinds of decoder layers, in the words of transformers' configs, whose masks say all that a query may see.
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def _check_layers(decoder: Decoder) -> None:
+    """Refuse layers that mix positions by anything but self-attention over keys of their own."""
+    for what, found in (
+        ("reach the image by cross-attention; TCCD needs the image's tokens among those of the prompt", _crosses),
+        ("take their keys from another layer, which keeps none of an erased stream's", _shares_keys),
+        ("convolve over the sequence, so an erased stream behind the clean one would mix with it", _convolves),
+    ):
+        for layers in _lists_of_layers(decoder):
+            which = [index for index, layer in enumerate(layers) if found(layer)]
+            if which:
+                kind = type(layers[which[0]]).__name__
+                raise UnsupportedModelError(
+                    f"{type(decoder.model).__name__}: decoder layers {which} ({kind}) {what}"
+                )
+
+
+def _lists_of_layers(decoder: Decoder) -> list[nn.ModuleList]:
+    """The decoder's layers, and what else stands in a list beside them (the cross-attention of Idefics)."""
+    holder = next(m for m in decoder.model.modules() if getattr(m, "layers", None) is decoder.layers)
+    beside = [m for m in holder.children() if isinstance(m, nn.ModuleList) and m is not decoder.layers]
+    return [decoder.layers, *beside]
+
+
+def _crosses(layer: nn.Module) -> bool:
+    return cross_attention(layer) is not None
+
+
+def _shares_keys(layer: nn.Module) -> bool:
+    return any(getattr(module, "is_kv_shared_layer", False) for module in layer.modules())
+
+
+def _convolves(layer: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv1d) for module in layer.modules())
 
 
 def check_call(model: nn.Module, given: dict[str, Any]) -> None:

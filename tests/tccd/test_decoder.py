@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from tccd.decoder import find_decoder, first_tensor, identify, replace_first
 from tccd.errors import ConfigError, UnsupportedModelError
+from tests.census.architectures import architecture
 from tests.tiny import FAMILIES, HIDDEN, VOCAB, cached_tiny, inputs, tiny
 
 
@@ -111,6 +112,10 @@ def two_norms():
     return model
 
 
+def crossing():
+    return architecture("blip").build()
+
+
 def no_norm():
     model = tiny("llava", layers=1)
     model.model.language_model.norm = nn.Identity()
@@ -132,8 +137,9 @@ def no_norm():
             r"Linear is no transformers model with get_decoder\(\); load one with AutoModel",
         ),
         (lambda: "llava", "str is no transformers model"),
-        (two_norms, "expected one final norm .* found 2 among .*second_norm"),
+        (two_norms, "expected one final norm of width 64 .* found 2 among .*second_norm"),
         (no_norm, "expected one final norm .* found 0"),
+        (crossing, r"no list of `\.layers` and reaches the image by cross-attention \(crossattention\)"),
     ],
     ids=[
         "encoder-decoder",
@@ -144,11 +150,30 @@ def no_norm():
         "a string",
         "two norms",
         "no norm",
+        "cross-attention",
     ],
 )
 def test_models_without_the_parts_are_refused(make, message):
     with pytest.raises(UnsupportedModelError, match=message):
         find_decoder(make())
+
+
+def test_of_several_norms_the_final_one_is_as_wide_as_the_residual_stream():
+    model = tiny("llava", layers=1)
+    final = model.model.language_model.norm
+    model.model.language_model.narrow_norm = nn.LayerNorm(8)
+    model.model.language_model.norm_without_weights = nn.LayerNorm(HIDDEN, elementwise_affine=False)
+    assert find_decoder(model).norm is final
+
+
+def test_the_layers_may_lie_deeper_than_the_decoder():
+    model = tiny("llava", layers=2)
+    language = model.model.language_model
+    wrapper, inner = nn.Module(), nn.Module()
+    wrapper.model, inner.decoder = inner, language
+    model.get_decoder = lambda: wrapper
+    found = find_decoder(model)
+    assert (found.layers, found.norm) == (language.layers, language.norm)
 
 
 @pytest.mark.parametrize("layer", [-1, 5, 99, True, 1.0, "1", None])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Phi4MultimodalConfig
 
 from tccd.errors import ConfigError, ModalityError, TCCDError
 from tccd.modality import MODALITIES, SEGMENTS, modality_map, vision_token_ids
@@ -136,6 +136,13 @@ def test_the_first_segment_is_the_default(modality):
 )
 def test_vision_ids_are_read_from_the_config(config, expected):
     assert vision_token_ids(SimpleNamespace(**config)) == expected
+
+
+def test_a_part_of_the_config_is_asked_where_the_whole_names_no_vision_token():
+    config = Phi4MultimodalConfig()
+    assert vision_token_ids(config) == (config.vision_config.image_token_id,) == (200010,)
+    config.image_token_id = 7
+    assert vision_token_ids(config) == (7,)
 
 
 @pytest.mark.parametrize("config", [LlamaConfig(), SimpleNamespace(image_token_id=None)])
