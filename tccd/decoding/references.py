@@ -13,6 +13,7 @@ from tccd.centroids.bank import CentroidBank
 from tccd.data.pictures import GREY, blank
 from tccd.decoding.config import TCCDConfig
 from tccd.engine.exits import EarlyExit
+from tccd.engine.other_prompt import OtherPrompt
 from tccd.engine.twins import Erasure, MeanImage, OtherImage, Withheld
 from tccd.errors import BankMismatchError, ConfigError
 from tccd.inputs import encode
@@ -132,6 +133,30 @@ def noised_image(inputs: Mapping[str, Any], step: int = 999, seed: int = 0) -> O
         raise ConfigError(f"the inputs hold no pixel_values to add noise to; they hold {', '.join(inputs)}")
     draws = torch.Generator().manual_seed(seed)
     return OtherImage(dict(inputs) | {name: _noised(inputs[name], step, draws) for name in names})
+
+
+def other_prompt(
+    processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image]] | None = None
+) -> OtherPrompt:
+    """Other words before the same answer; costs a second pass over them, and over every token.
+
+    With a misleading instruction ("You are a confused object detector.") before the same question, what that
+    brings about is taken away (instruction contrastive decoding; Wang et al., arXiv 2403.18715). Without the
+    instruction, what it asks for is stressed (classifier-free guidance; Sanchez et al., arXiv 2306.17806; in
+    transformers' words `guidance_scale` is 1 + `alpha_cd`). It acts on prompts without an image too, and on
+    language models: `tccd.engine.OtherPrompt(tokenizer(..., padding_side="left"))` there.
+
+    Args:
+        processor: the model's.
+        prompts: one a row, in the order of the prompts that are decoded.
+        images: one sequence of PIL images a row, usually those of the prompts that are decoded; None for words
+            alone.
+
+    Raises:
+        DataError: not as many rows of images as prompts.
+    """
+    rows: Sequence[Sequence[Image]] = [()] * len(prompts) if images is None else images
+    return OtherPrompt(dict(encode(processor, rows, prompts)))
 
 
 #: Steps of VCD's diffusion schedule.

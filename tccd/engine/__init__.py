@@ -8,6 +8,7 @@ How it works, in the order to read it:
 - `streams` and `twins`: references with columns of their own, and their keys and values, which ride at the end
   of the model's own cache; `stand_ins`: what they see in the place of columns that they do not run.
 - `exits`: references that leave the clean stream at a lower layer.
+- `shadow` and `other_prompt`: the model's own forward a second time a step, on a prompt of other words.
 - `packing` and `masks`: the columns `[clean | twin ...]` of one forward, which of them see which, and the cache
   that takes each to its place.
 - `installation`: how the model is held while a session is open, and let go.
@@ -16,6 +17,7 @@ How it works, in the order to read it:
 """
 
 from tccd.engine.exits import EarlyExit
+from tccd.engine.other_prompt import OtherPrompt
 from tccd.engine.packing import Step
 from tccd.engine.reference import EMBEDDINGS, Part, Reference
 from tccd.engine.session import Session
@@ -29,6 +31,7 @@ __all__ = [
     "Layout",
     "MeanImage",
     "OtherImage",
+    "OtherPrompt",
     "Part",
     "Reference",
     "Session",

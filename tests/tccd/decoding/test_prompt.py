@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from eval.zoo import load
+from tccd.data import load_samples
 from tccd.decoding.huggingface import Contrast
-from tccd.engine.other_prompt import OtherPrompt
-from tccd.errors import ConfigError, UnsupportedModelError
+from tccd.decoding.references import no_vision, other_prompt
+from tccd.engine import OtherPrompt
+from tccd.errors import ConfigError, ModalityError, UnsupportedModelError
+from tccd.inputs import encode
 from tests import oracle
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens
 from tests.tccd.decoding.test_modes import RELEASE, assert_nothing_left
@@ -225,6 +229,66 @@ def test_the_model_s_own_prompt_takes_nothing_away():
     ours = generate(model, batch, 6, Contrast(model, OtherPrompt(batch), alpha_cd=3.0))
     plain = generate(model, batch, 6)
     torch.testing.assert_close(torch.stack(ours.logits), torch.stack(plain.logits), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+@pytest.mark.parametrize("name", ["llava-competing", "qwen25vl-competing", "idefics3-competing"])
+def test_a_default_model_with_its_processor(name, with_images):
+    model, processor = load(name)
+    model = copy.deepcopy(model)
+    model.generation_config.eos_token_id = None
+    samples = load_samples("easy-vqa", split="test", limit=3, seed=0)
+    images, prompts = [[s.image] for s in samples], [s.prompt for s in samples]
+    words = [f"is the answer to this yes? {prompt}" for prompt in prompts[:-1]] + ["what color is the shape?"]
+    reference = other_prompt(processor, words, images if with_images else None)
+    assert ("pixel_values" in reference.inputs) == with_images
+    batch = dict(encode(processor, images, prompts))
+    ours = generate(model, batch, 4, Contrast(model, reference, alpha_cd=0.5))
+    said = new_tokens(ours, batch)[0]
+    for column, logits in enumerate(ours.logits):
+        clean, away = (
+            oracle.full_logits(model, answered(one, said[:, :column]))[:, -1]
+            for one in (batch, dict(reference.inputs))
+        )
+        torch.testing.assert_close(logits, 1.5 * clean - 0.5 * away, rtol=0, atol=1e-4)
+
+
+def test_a_language_model_is_guided_as_by_transformers_itself():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=3, **sizes, pad_token_id=0)).eval()
+    for weight in model.parameters():
+        weight.data.normal_(0, 0.3)
+    model.generation_config.eos_token_id = None
+    ids, others = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]]), torch.tensor([[4, 5, 6], [0, 0, 7]])
+    batch = {"input_ids": ids, "attention_mask": ids.gt(0).long()}
+    other = {"input_ids": others, "attention_mask": others.gt(0).long()}
+    ours = generate(model, batch, 6, Contrast(model, OtherPrompt(other), alpha_cd=0.5))
+    guided = {f"negative_prompt_{'ids' if k == 'input_ids' else k}": v for k, v in other.items()}
+    theirs = generate(model, batch, 6, guidance_scale=1.5, output_scores=True, **guided)
+    assert ours.sequences.tolist() == theirs.sequences.tolist()
+    for a, b in zip(ours.logits, theirs.scores, strict=True):
+        torch.testing.assert_close(a.log_softmax(-1), b.log_softmax(-1), rtol=0, atol=1e-4)
+    with pytest.raises(ModalityError, match="names no vision token"):
+        generate(model, batch, 1, Contrast(model, no_vision()))
+
+
+def test_other_words_and_no_image_at_once():
+    """Two references, of which one needs an image: a row without one is contrasted with the other words alone."""
+    model, (batch, other) = cached_tiny("llava"), pair("llava", *OTHERS["ragged-longer"])
+    weights = (0.5, 1.5)
+    ours = generate(
+        model, batch, 4, Contrast(model, [OtherPrompt(other), no_vision()], weights=weights, alpha_cd=1.0)
+    )
+    said = new_tokens(ours, batch)[0]
+    for column, logits in enumerate(ours.logits):
+        longer = answered(batch, said[:, :column])
+        clean, words = (oracle.full_logits(model, x)[:, -1] for x in (longer, answered(other, said[:, :column])))
+        blind = oracle.withheld_logits(model, longer)[:, -1]
+        expected = clean + weights[0] * (clean - words) + weights[1] * (clean - blind)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
 def test_offloaded_weights_and_half_precision():
