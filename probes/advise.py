@@ -1,9 +1,12 @@
-"""From a report to a recommendation: TCCD on at these settings, or off.
+"""From a report to a recommendation: contrast on, with this reference at these settings, or off.
 
 The best of many settings on the very questions it was chosen on always looks like a gain. So "on" asks two
 things. A setting's gain must be more than chance gives the best of so many (`probes.statistics.signs`, which
 bounds how often a model that gains nothing is told "on"). And settings chosen on some folds of the pictures must
 gain on the others, every fold in turn: that held-out gain is the one to expect, and is shown with its interval.
+
+The choice is over all references, signs and settings that were measured; each reference alone is judged the same
+way beside it.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from probes.statistics.clusters import clusters_of
-from probes.statistics.folds import OFF, folds, held_out
+from probes.references import cost_of, name_of, recipes
+from probes.statistics.clusters import Clusters, clusters_of
+from probes.statistics.folds import OFF, best, folds, held_out
 from probes.statistics.outcomes import by_task, gain, outcomes_of
 from probes.statistics.protocols import mildest_first, settings_of
 from probes.statistics.signs import BOUND, GAINS, PASSES, Gains, gains_of_many
+from probes.warnings import negative_text_cost, random_direction
 from tccd.errors import DataError
 
 FOLDS = 5
@@ -27,12 +32,12 @@ FOLDS = 5
 def advise(
     result: Mapping[str, Any], model: str | None = None, *, n_folds: int = FOLDS, seed: int = 0
 ) -> dict[str, Any]:
-    """Recommend TCCD, on or off, for one model of a report.
+    """Recommend contrast, on or off, for one model of a report.
 
     "On" where some setting's p-value, adjusted for all settings and for questions that share a picture or a
     wording, is at most `probes.statistics.signs.PASSES`, and the held-out gain is above zero. The settings
     recommended are, of those, the ones with the most right answers over all questions, of equals the mildest
-    (lowest `alpha_cd`, then the weakest erasure, then the highest layer).
+    (`probes.statistics.protocols.mildest_first`: the cheapest reference, then the weakest contrast).
 
     Args:
         result: a report with `tccd_cells` and `questions`; see `probes.report.schema`.
@@ -41,16 +46,20 @@ def advise(
         seed: of the folds and of the turns of signs.
 
     Returns:
-        `{"model", "on", "settings": {...} or None, "reason", "n_settings", "n_images", "n_question_strings" or
-        None, "n_folds", "seed", "bound": how often at most "on" is
-        said where nothing gains, "p_adjusted": of the settings recommended, or the smallest,
+        `{"model", "on", "settings": {...} or None, "cost": what they cost, in words, or None, "use": how to
+        decode so, by engine, or {}, "reason", "warnings": [{"code", "text"}], "runner_up": of the other references
+        the one that gains most, or None, "by_reference": [{"reference", "cost", "settings": those with the most
+        right answers, "n_settings", "p_adjusted": their p, "held_out": of a choice among these settings alone}],
+        the largest held-out gain first, "n_settings", "n_images", "n_question_strings" or None, "n_folds", "seed",
+        "bound": how often at most "on" is said where nothing gains,
+        "p_adjusted": of the settings recommended, or the smallest,
         "power": [{"gain", "power"}] of the setting with the most right answers,
         "held_out": {"n", "baseline", "accuracy", "delta", "ci95", "p_value", "helped", "harmed", "by_task", ...},
         "chosen": [{"folds", "settings" or None}], "in_sample_delta": oracle upper bound}`. Accuracies and gains
         are fractions, `delta` = accuracy - baseline. Held out are pictures: their question strings were seen.
 
     Raises:
-        DataError: the report holds no TCCD cells or outcomes for the model, or fewer images than folds.
+        DataError: the report holds no settings of contrast or outcomes for the model, or fewer images than folds.
         ConfigError: fewer than two folds.
     """
     model = _which(result, model)
@@ -60,7 +69,8 @@ def advise(
     outcomes = np.stack([outcomes_of(cell["right"]) for cell in cells])
     clusters = clusters_of(questions)
     images = np.array(questions.get("picture") or questions["image_id"])
-    found = held_out(plain, outcomes, folds(images, n_folds, seed))
+    fold = folds(images, n_folds, seed)
+    found = held_out(plain, outcomes, fold)
     evidence = gain(plain, found.outcomes, clusters=clusters)
     evidence["by_task"] = [
         {"task": task} | gain(plain[at], found.outcomes[at], clusters=clusters[at])
@@ -69,13 +79,21 @@ def advise(
     tested = gains_of_many(plain, outcomes, clusters, seed=seed)
     choice = _recommended(outcomes, tested)
     on = choice != OFF and evidence["delta"] > 0
+    settings = settings_of(cells[choice]) if on else None
+    each = _by_reference(cells, plain, outcomes, tested, fold, clusters)
+    others = [one["reference"] for one in each if settings is None or one["reference"] != settings["reference"]]
     shown = int(outcomes.sum(axis=1).argmax())
     p_adjusted = float(tested.p_values[choice] if choice != OFF else tested.p_values.min())
     return {
         "model": model,
         "on": bool(on),
-        "settings": settings_of(cells[choice]) if on else None,
+        "settings": settings,
+        "cost": cost_of(settings["reference"]) if settings else None,
+        "use": recipes(settings) if settings else {},
         "reason": _reason(evidence, found.chosen, p_adjusted, len(cells)),
+        "warnings": _warnings(result, model, settings),
+        "runner_up": others[0] if on and others else None,
+        "by_reference": each,
         "n_settings": len(cells),
         "n_images": clusters.pictures,
         "n_question_strings": clusters.questions,
@@ -124,10 +142,52 @@ def _cells(result: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
     cells = _measured(result, model)
     if not cells or model not in (result.get("questions") or {}):
         raise DataError(
-            f"the report holds no outcomes of TCCD for {model}; measure them with "
-            "`tccd probe replacement --alpha-cd 0.5,1,2 ...`"
+            f"the report holds no outcomes of contrast for {model}; measure them with "
+            "`tccd probe replacement --reference all --alpha-cd 0.5,1,2 ...`"
         )
     return cells
+
+
+def _by_reference(
+    cells: Sequence[Mapping[str, Any]],
+    plain: np.ndarray,
+    outcomes: np.ndarray,
+    tested: Gains,
+    fold: np.ndarray,
+    clusters: Clusters,
+) -> list[dict[str, Any]]:
+    """Each reference by itself: a choice among its own settings, and the largest held-out gain first."""
+    names = np.array([name_of(cell) for cell in cells])
+    found = []
+    for name in dict.fromkeys(names.tolist()):
+        own = np.flatnonzero(names == name)
+        top = own[best(outcomes[own].sum(axis=1))]
+        judged = held_out(plain, outcomes[own], fold)
+        found.append(
+            {
+                "reference": name,
+                "cost": cost_of(name),
+                "settings": settings_of(cells[top]),
+                "n_settings": len(own),
+                "p_adjusted": float(tested.p_values[top]),
+                "held_out": gain(plain, judged.outcomes, clusters=clusters),
+            }
+        )
+    return sorted(found, key=lambda one: -one["held_out"]["delta"])
+
+
+def _warnings(result: Mapping[str, Any], model: str, settings: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """What speaks against trusting the recommended settings, or for measuring others."""
+    texts = {
+        "negative-text-cost": negative_text_cost(result, model),
+        "random-direction": random_direction(result, model),
+    }
+    if settings is not None and settings["alpha_cd"] < 0:
+        texts["negative-alpha"] = (
+            f"alpha_cd is negative: {settings['reference']} is added, not subtracted. It answers these questions "
+            "better than the clean stream does, which is no contrast with a prior; see that it holds on other data"
+        )
+    return [{"code": code, "text": text} for code, text in texts.items() if text]
 
 
 def _recommended(outcomes: np.ndarray, tested: Gains) -> int:

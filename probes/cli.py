@@ -13,6 +13,7 @@ import typer
 
 from probes.cli_reports import advise, compare
 from probes.cli_tables import show
+from probes.references import KINDS, TEXT, listed
 from tccd.cli.console import AsJson, output, print_json, progress
 from tccd.cli.generate import Gate
 from tccd.cli.options import (
@@ -42,15 +43,20 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.command()(advise)
 app.command()(compare)
 
+STRENGTHS = "0.5,1,2"
+"""What a reference is measured at where no strength is given."""
+
 _GRID = "Grid: every combination is measured"
 
 
 @app.callback()
 def probe() -> None:
-    """Measure what each modality is worth to a model.
+    """Measure what each modality is worth to a model, and whether to contrast.
 
     \b
     Examples:
+      tccd probe replacement --model ./model --reference all \\
+        --data easy-vqa --out report
       tccd probe replacement --model ./model --bank bank.safetensors \\
         --data easy-vqa --alphas 0,0.4 --alpha-cd 0.5,1 --out report
       tccd probe advise report
@@ -61,12 +67,22 @@ def probe() -> None:
 @app.command()
 def replacement(
     model: Model,
-    bank: Annotated[
-        list[Path],
-        typer.Option("--bank", metavar="FILE", help="Centroids fitted for the model; repeat it for several K."),
-    ],
     data: Data,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the page, its JSON and CSV.")],
+    bank: Annotated[
+        list[Path] | None,
+        typer.Option("--bank", metavar="FILE", help="Bank fitted for the model; repeat it for several K."),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIST",
+            help=f"What to contrast with: {', '.join(KINDS)}; all: those that can be made here. Some take a "
+            "value, as in blank-image=black, noised-image=500, early-exit=high; two at once a weight, as in "
+            "no-vision+0.5*mean-vision. By default text-centroid, with a bank.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -94,19 +110,20 @@ def replacement(
         ),
     ] = None,
     alpha_cd: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="LIST",
-            help="Measure TCCD too, with these strengths of the contrast; none by default.",
+            help=f"Measure contrast too, with these strengths, of either sign; {STRENGTHS} where --reference is "
+            "given, else none by default.",
             rich_help_panel=_GRID,
         ),
-    ] = "",
+    ] = None,
     beta: Annotated[
-        str, typer.Option(metavar="LIST", help="Plausibilities of TCCD; 0 is off.", rich_help_panel=_GRID)
+        str, typer.Option(metavar="LIST", help="Plausibilities of the contrast; 0 is off.", rich_help_panel=_GRID)
     ] = "0",
     gate: Annotated[
         Gate | None,
-        typer.Option(help="Measure TCCD with this gate too, beside none.", rich_help_panel=_GRID),
+        typer.Option(help="Measure contrast with this gate too, beside none.", rich_help_panel=_GRID),
     ] = None,
     gate_threshold: Annotated[
         str, typer.Option(metavar="LIST", help="Thresholds of the gate.", rich_help_panel=_GRID)
@@ -141,13 +158,17 @@ def replacement(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure centroid cost: the accuracy lost when a modality is replaced by its centroids.
+    """Measure contrast with references, and centroid cost: the accuracy lost when a modality is replaced.
+
+    \b
+    Without a bank, contrast alone is measured, with references that need
+    none. Which one to use, if any, tells `tccd probe advise`.
 
     \b
     Writes report.json, a self-contained report.html and CSV tables. With
-    --json, prints the report's models, data, warnings, cells, controls, TCCD
-    cells, protocols and ratio. Beside a model's accuracy stands that with the
-    image withheld.
+    --json, prints the report's models, data, warnings, cells, controls,
+    settings of contrast (tccd_cells), protocols and ratio. Beside a model's
+    accuracy stands that with the image withheld.
 
     \b
     Choices are scored by the next token, and so are open answers where each
@@ -160,9 +181,9 @@ def replacement(
       accuracy         right answers; image withheld: the same model shown a
                        grey image; majority: each question's most frequent
                        answer
-      Accuracy         right answers after the erasure, or with TCCD
+      Accuracy         right answers after the erasure, or with contrast
       Cost             accuracy lost by the erasure: clean less erased
-      Gain             accuracy won by TCCD over plain decoding
+      Gain             accuracy won by contrast over plain decoding
       95 % interval    of that cost or gain, as wide as questions that share
                        a picture or a wording make it
       p (Holm)         chance of so large a change where there is none,
@@ -174,8 +195,10 @@ def replacement(
 
     \b
     Examples:
-      tccd probe replacement --model ./model --bank bank.safetensors \\
+      tccd probe replacement --model ./model --reference no-vision \\
         --data easy-vqa --limit 2000 --out report
+      tccd probe replacement --model ./model --bank bank.safetensors \\
+        --data easy-vqa --reference all --alpha-cd -1,0.5,1,2 --out report
       tccd probe replacement --model owner/name --bank bank.safetensors \\
         --data questions.jsonl --layers text=12,vision=16 \\
         --alphas 0,0.2,0.4 --alpha-cd 0.5,1,2 --controls --out report --json
@@ -186,18 +209,22 @@ def replacement(
     from probes.asking.journal import FOLDER, discard
     from probes.replacement import run
     from probes.replacement.grid import Grid, held_layers
+    from probes.replacement.sources import able
     from probes.report.files import write_report
     from tccd.centroids.bank import CentroidBank
     from tccd.data import load_samples
     from tccd.loading import load_model
     from tccd.locking import locked
 
-    banks = {name: CentroidBank.load(file) for name, file in _names(bank).items()}
+    files = bank or []
+    banks = {name: CentroidBank.load(file) for name, file in _names(files).items()}
+    references, strengths = _contrasts(reference, alpha_cd, able(banks.values()), bool(banks))
     grid = Grid(
         layers={m: held_layers(banks.values(), m) if asked is None else asked for m, asked in choice.items()},
         alphas=parse_numbers(alphas, "--alphas"),
         segments=parse_segments(segments),
-        alpha_cd=parse_numbers(alpha_cd, "--alpha-cd"),
+        references=references,
+        alpha_cd=strengths,
         beta=parse_numbers(beta, "--beta"),
         gate=gate.value if gate else None,
         gate_thresholds=parse_numbers(gate_threshold, "--gate-threshold"),
@@ -231,15 +258,29 @@ def replacement(
         result["config"] |= {
             "model": model,
             "revision": revision,
-            "bank": [str(file) for file in bank],
+            "bank": [str(file) for file in files],
             "limit": limit,
             "prompt": prompt,
             "batch_size": batch_size,
         }
         result["config"] |= _ran_on(samples, loaded.model)
-        files = write_report(result, out, held=True)
+        written = write_report(result, out, held=True)
         discard(out / FOLDER)
-    _tell(result, files, as_json)
+    _tell(result, written, as_json)
+
+
+def _contrasts(
+    reference: Sequence[str] | None, alpha_cd: str | None, able: Sequence[str], banked: bool
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """References and strengths of the contrast, as they were asked for."""
+    if not reference and not banked:
+        raise ConfigError(
+            "neither --bank nor --reference, so there is nothing to measure; try --reference no-vision, or all"
+        )
+    strengths = parse_numbers((STRENGTHS if reference else "") if alpha_cd is None else alpha_cd, "--alpha-cd")
+    if reference and not strengths:
+        raise ConfigError(f"--reference says what to contrast with, and --alpha-cd no strength; try {STRENGTHS}")
+    return listed(reference, able) if reference else (TEXT,), strengths
 
 
 def _check_out(out: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tccd.cli.console import AsJson, output, print_json
 from tccd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Report = Annotated[Path, typer.Argument(metavar="REPORT", help="report.json of a probe, or its folder.")]
 Reports = Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders.")]
@@ -24,9 +27,10 @@ def advise(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the folds and of the test.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend TCCD on, at which settings, or off, with the evidence.
+    """Recommend contrast on, with which reference at which settings, or off, with the evidence.
 
     \b
+    The choice is over all references, signs and settings that were measured.
     "On" needs a setting whose gain is more than chance gives the best of so
     many: adjusted p of at most 0.02, with questions that share a picture or
     a question string taken together. And settings chosen on some folds of the
@@ -40,7 +44,7 @@ def advise(
     \b
     Examples:
       tccd probe replacement --model ./model --bank bank.safetensors \\
-        --data easy-vqa --alphas 0,0.4 --alpha-cd 0.5,1,2 --out report
+        --data easy-vqa --reference all --alpha-cd -1,0.5,1,2 --out report
       tccd probe advise report
       tccd probe advise report/report.json --folds 10 --json
     """
@@ -107,13 +111,16 @@ def _show_advice(advice: Mapping[str, Any]) -> None:
 
     console = output()
     verdict = "[bold green]on[/]" if advice["on"] else "[bold]off[/]"
-    console.print(f"TCCD for {_plain(advice['model'])}: {verdict}", soft_wrap=True)
+    console.print(f"Contrast for {_plain(advice['model'])}: {verdict}", soft_wrap=True)
     if advice["on"]:
-        console.print(
-            "  " + _plain(", ".join(f"{name} = {value}" for name, value in advice["settings"].items())),
-            soft_wrap=True,
-        )
+        told = [", ".join(f"{name} = {value}" for name, value in advice["settings"].items())]
+        told += [f"costs, beside plain decoding: {advice['cost']}"]
+        told += [f"{engine}: {line}" for engine, line in advice["use"].items()]
+        for line in told:
+            console.print("  " + _plain(line), soft_wrap=True)
     console.print("  " + _plain(advice["reason"]), soft_wrap=True)
+    if advice["runner_up"]:
+        console.print(f"  runner-up: {advice['runner_up']}", soft_wrap=True)
     about = f"{advice['held_out']['n']:,} questions about {advice['n_images']:,} pictures"
     if advice["n_question_strings"] is not None:
         about += f", {advice['n_question_strings']:,} question strings"
@@ -122,7 +129,11 @@ def _show_advice(advice: Mapping[str, Any]) -> None:
     )
     flattering = f"in-sample gain (oracle upper bound) {100 * advice['in_sample_delta']:+.1f} points"
     console.print(f"  {flattering}; {power_of(advice)}", soft_wrap=True)
-    table = Table("Held-out pictures", "n", "Plain", "TCCD", "Gain", "95 % interval", "p")
+    for warning in advice["warnings"]:
+        console.print("  Mind: " + _plain(warning["text"]), soft_wrap=True)
+    if len(advice["by_reference"]) > 1:
+        console.print(_references(advice["by_reference"]))
+    table = Table("Held-out pictures", "n", "Plain", "Contrast", "Gain", "95 % interval", "p")
     held_out = advice["held_out"]
     for row in ({"task": "all", **held_out}, *held_out["by_task"]):
         low, high = row["ci95"]
@@ -135,6 +146,26 @@ def _show_advice(advice: Mapping[str, Any]) -> None:
             f"{row['p_value']:.2g}",
         )
     console.print(table)
+
+
+def _references(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Each reference by itself."""
+    from rich.table import Table
+
+    table = Table("Reference", "Held-out gain", "95 % interval", "p, adjusted", "Most right answers at", "Costs")
+    for row in rows:
+        low, high = row["held_out"]["ci95"]
+        apart = {"reference", "bank"}
+        at = ", ".join(f"{name} = {value}" for name, value in row["settings"].items() if name not in apart)
+        table.add_row(
+            _plain(row["reference"]),
+            f"{100 * row['held_out']['delta']:+.1f}",
+            f"{100 * low:+.1f} to {100 * high:+.1f}",
+            f"{row['p_adjusted']:.2g}",
+            _plain(at),
+            _plain(row["cost"]),
+        )
+    return table
 
 
 def power_of(advice: Mapping[str, Any]) -> str:
@@ -155,12 +186,13 @@ def _show_models(summary: Sequence[dict[str, Any]]) -> None:
         "Text cost": "text_cost",
         "Vision cost": "vision_cost",
         "Text cost / vision cost": "ratio",
-        "TCCD: fixed": "delta_fixed",
-        "TCCD: cv": "delta_cv",
-        "TCCD: leave-one-model-out": "delta_leave_one_model_out",
-        "TCCD: best (oracle upper bound)": "delta_best_oracle_upper_bound",
-        "TCCD: held out": "held_out_delta",
+        "Contrast: fixed": "delta_fixed",
+        "Contrast: cv": "delta_cv",
+        "Contrast: leave-one-model-out": "delta_leave_one_model_out",
+        "Contrast: best (oracle upper bound)": "delta_best_oracle_upper_bound",
+        "Contrast: held out": "held_out_delta",
         "Advice": "advice",
+        "Reference advised": "advised_reference",
     }
     rows = [flat_model(row) for row in summary]
     table = Table("Measure")

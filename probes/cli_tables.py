@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from probes.references import PARAMETERS, name_of
 from tccd.cli.console import output
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADS = {"layer": "Layer", "k": "K"}
+"""Columns that are not called by their parameter's own name."""
 
 
 def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Print a result's cells, controls and settings of TCCD as tables, its answer and warnings, and where its
+    """Print a result's cells, controls and settings of contrast as tables, its answer and warnings, and where its
     files are.
 
     Args:
@@ -46,14 +53,7 @@ def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
             table.add_row(*place, *kind, *kept, f"{100 * cell['accuracy']:.1f}", *_change(cell, "cost", ".1f"))
         console.print(table)
     if result["tccd_cells"]:
-        table = Table("Layer", "K", "alpha_interp", "alpha_cd", "beta", "Gate", "Accuracy", "Gain",
-                      "95 % interval", "p (Holm)", title="TCCD")  # fmt: skip
-        for cell in result["tccd_cells"]:
-            gate = "" if cell["gate"] is None else f"{cell['gate']} {cell['gate_threshold']:g}"
-            place = [str(cell["layer"]), str(cell["k"])]
-            place += [f"{cell[name]:g}" for name in ("alpha_interp", "alpha_cd", "beta")]
-            table.add_row(*place, gate, f"{100 * cell['accuracy']:.1f}", *_change(cell, "delta", "+.1f"))
-        console.print(table)
+        console.print(_contrasts(result["tccd_cells"]))
         for protocols in result["protocols"].values():
             for protocol in protocols:
                 console.print(f"{protocol['name']}: mean gain {100 * protocol['mean']:+.1f} ({protocol['note']})")
@@ -63,6 +63,24 @@ def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
         console.print(f"Warning: {warning['model']}: {warning['text']}", markup=False, soft_wrap=True)
     for file in files:
         console.print(str(file), markup=False, soft_wrap=True)
+
+
+def _contrasts(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The settings of contrast, with a column for each parameter that any of them has."""
+    from rich.table import Table
+
+    from probes.report.prose import shown
+
+    named = [name for name in PARAMETERS if name != "bank" and any(row.get(name) is not None for row in rows)]
+    head = [HEADS.get(name, name) for name in named]
+    outcome = ("Accuracy", "Gain", "95 % interval", "p (Holm)")
+    table = Table("Reference", *head, "alpha_cd", "beta", "Gate", *outcome, title="Contrast")
+    for row in rows:
+        gate = "" if row["gate"] is None else f"{row['gate']} {row['gate_threshold']:g}"
+        place = [name_of(row), *(shown(row.get(name)) for name in named)]
+        place += [f"{row[name]:g}" for name in ("alpha_cd", "beta")]
+        table.add_row(*place, gate, f"{100 * row['accuracy']:.1f}", *_change(row, "delta", "+.1f"))
+    return table
 
 
 def _change(cell: Mapping[str, Any], key: str, form: str) -> tuple[str, str, str]:

@@ -25,13 +25,14 @@ def warn(result: Mapping[str, Any], banks: Mapping[str, CentroidBank] | None = N
 
     Returns:
         `[{"code", "model", "text"}]`, by model: `blind`, a model that is no better than without the image;
-        `negative-text-cost`, erasing text raised accuracy; `empty-clusters`, centroids that no row was nearest
+        `negative-text-cost`, erasing text raised accuracy; `random-direction`, contrast with a random direction
+        gains as much as with centroids; `empty-clusters`, centroids that no row was nearest
         to; `few-rows`, fewer distinct rows than centroids asked for. Empty where there is nothing to say.
     """
     found = []
     for model in result["models"]:
-        texts = {"blind": _blind(result, model), "negative-text-cost": _negative(result, model)}
-        texts |= _of_banks(banks or {})
+        texts = {"blind": _blind(result, model), "negative-text-cost": negative_text_cost(result, model)}
+        texts |= {"random-direction": random_direction(result, model)} | _of_banks(banks or {})
         found += [{"code": code, "model": model, "text": text} for code, text in texts.items() if text]
     return found
 
@@ -60,7 +61,8 @@ def _blind(result: Mapping[str, Any], model: str) -> str | None:
     )
 
 
-def _negative(result: Mapping[str, Any], model: str) -> str | None:
+def negative_text_cost(result: Mapping[str, Any], model: str) -> str | None:
+    """Where erasing text raised accuracy, in a sentence; None where it did not."""
     below = [
         cell
         for cell in result.get("cells") or ()
@@ -71,7 +73,30 @@ def _negative(result: Mapping[str, Any], model: str) -> str | None:
     places = _listed([f"layer {c['layer']} (cost {100 * c['cost']:+.1f} points)" for c in below])
     return (
         f"erasing text raised accuracy: the interval of the text cost lies below zero at {places}. The "
-        "text-erased stream sees better than the clean one there, so subtracting it may amplify the prior"
+        "text-erased stream sees better than the clean one there, so subtracting it may amplify the prior; "
+        "measure other references, and alpha_cd below zero"
+    )
+
+
+def random_direction(result: Mapping[str, Any], model: str) -> str | None:
+    """Whether contrast with a random direction gains as much as contrast with centroids, in a sentence; None where
+    it does not, or was not measured (`--controls`).
+    """
+    controls = [c for c in result.get("tccd_controls") or () if c["model"] == model and c.get("right")]
+    every = result.get("tccd_cells") or ()
+    own = [every[c["setting"]] for c in controls]
+    if not own:
+        return None
+    centroids, drawn = (max(rows, key=lambda row: row["accuracy"]) for rows in (own, controls))
+    asked = (result.get("questions") or {}).get(model) or {}
+    more = clustered(outcomes_of(drawn["right"]), outcomes_of(centroids["right"]), clusters_of(asked))
+    if more.low > 0 or drawn["delta"] <= 0:
+        return None
+    bounds = f"95 % interval {100 * more.low:+.1f} to {100 * more.high:+.1f}"
+    return (
+        f"a random direction of equal norm gains {100 * drawn['delta']:+.1f} points at its best, centroids "
+        f"{100 * centroids['delta']:+.1f} (difference {100 * more.value:+.1f}, {bounds}): what helps there is any "
+        "disturbance, not the text's centroids; measure other references"
     )
 
 

@@ -21,21 +21,42 @@ from tccd.data import Sample
 from tccd.data.pictures import blank, picture_digest
 from tccd.decoder import find_decoder
 from tccd.decoding.config import Rule
-from tccd.decoding.contrast import contrast
+from tccd.decoding.contrast import contrast_all
+from tccd.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to answer: from a reference alone, or from the contrast of the clean stream and it.
+    """One way to answer: from a reference alone, or from the contrast of the clean stream and some references.
 
     Attributes:
-        reference: the reference, or what makes it for a batch; arms that share it (the same object) share its
-            computation.
-        rule: settings of the contrast; None answers from the reference.
+        references: each a reference, or what makes it for a batch; arms that share one (the same object) share its
+            computation. May be given as one.
+        rule: settings of the contrast; None answers from the only reference.
+        weights: of each reference in the contrast, of either sign.
+
+    Raises:
+        ConfigError: not one weight a reference, or several references without a rule.
     """
 
-    reference: Source
+    references: tuple[Source, ...]
     rule: Rule | None = None
+    weights: tuple[float, ...] = (1.0,)
+
+    def __init__(
+        self,
+        references: Source | Sequence[Source],
+        rule: Rule | None = None,
+        weights: Sequence[float] = (1.0,),
+    ) -> None:
+        several = tuple(references) if isinstance(references, Sequence) else (references,)
+        if len(several) != len(weights) or (rule is None and len(several) > 1):
+            raise ConfigError(
+                f"{len(several)} references with {len(weights)} weights and rule {rule}; expected one weight a "
+                "reference, and a rule for several"
+            )
+        for name, value in (("references", several), ("rule", rule), ("weights", tuple(weights))):
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -52,8 +73,8 @@ class Answers:
         arms: answers by arm, shape (arms, n).
         blind: answers of the clean stream to the withheld image, shape (n,); None where it was not asked.
         pictures: digest of the picture that each sample was asked with (`tccd.data.pictures`).
-        displacement: by arm the mean norm of what an erasure moved a position's state by, shape (arms,); not
-            a number for an arm that no position was erased for.
+        displacement: by arm the mean norm of what its (first) reference, an erasure, moved a position's state by,
+            shape (arms,); not a number for an arm that no position was erased for.
     """
 
     samples: list[Sample]
@@ -106,8 +127,9 @@ class _Asker:
         def answers(logits: Tensor, shown: Asked | None, arm: Arm | None = None) -> list[str]:
             words = dict(zip(token, self.scorer.read([goals[i] for i in token], logits[token]), strict=True))
             if shown is not None:
-                door = {} if arm is None else {"reference": shown.reference(arm.reference), "rule": arm.rule}
-                new = generate(self.processor, decoder, shown.inputs, self.max_new_tokens, **door)
+                door = {} if arm is None else {"rule": arm.rule, "weights": arm.weights}
+                made = [] if arm is None else [shown.reference(source) for source in arm.references]
+                new = generate(self.processor, self.model, shown.inputs, self.max_new_tokens, made, **door)
                 words |= dict(zip(text, new, strict=True))
             return [words[i] for i in range(len(goals))]
 
@@ -119,8 +141,9 @@ class _Asker:
         chunk |= {"clean": answers(streams.clean, opened), "arms": []}
         index = {id(source): i for i, source in enumerate(self.sources)}
         for arm in self.arms:
-            other = streams.others[index[id(arm.reference)]]
-            logits = other if arm.rule is None else contrast(streams.clean, other, arm.rule)[0]
+            others = [streams.others[index[id(source)]] for source in arm.references]
+            clean, rule = streams.clean, arm.rule
+            logits = others[0] if rule is None else contrast_all(clean, others, rule, arm.weights)[0]
             chunk["arms"].append(answers(logits, opened, arm))
         if self.blind:
             grey = [blank(image) for image in images]
@@ -163,7 +186,7 @@ def answer(
         UnsupportedModelError: the engine is not exact for this model.
     """
     scorer, goals = targets(processor, samples) if scoring is None else scoring
-    sources = list({id(arm.reference): arm.reference for arm in arms}.values())
+    sources = list({id(source): source for arm in arms for source in arm.references}.values())
     limit = longest(scorer, samples, goals)
     asker = _Asker(model, processor, scorer, arms, sources, blind, limit)
     numbers: dict[str, int] = {}
@@ -196,5 +219,5 @@ def answer(
         arms=found[2:],
         blind=found[1] if blind else None,
         pictures=pictures,
-        displacement=np.array([mean[at[id(arm.reference)]] for arm in arms]),
+        displacement=np.array([mean[at[id(arm.references[0])]] for arm in arms]),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tccd.data import Sample
 from tccd.decoder import Decoder
-from tccd.engine import EarlyExit, Erasure, Layout, Reference, Session, Step, Twin
+from tccd.engine import EarlyExit, Erasure, Layout, MeanImage, Reference, Session, Step, Withheld
 from tccd.inputs import check_context, encode
 from tccd.modality import ModalityMap, modality_map, vision_token_ids
 
@@ -158,8 +158,10 @@ def _groups(references: Sequence[Reference], where: ModalityMap) -> list[list[in
 
 
 def _columns(reference: Reference, where: ModalityMap) -> float:
-    """Columns that a reference runs for each clean one."""
+    """Columns that a reference runs for each clean one, at most."""
     n = where.real.shape[-1]
-    if not isinstance(reference, Twin):
-        return 1 / n if isinstance(reference, EarlyExit) else 1.0
-    return max(1, n - int(reference.layout(where).start.min())) / n
+    if isinstance(reference, EarlyExit):
+        return 1 / n
+    if isinstance(reference, Erasure | MeanImage | Withheld):
+        return max(1, n - int(reference.layout(where).start.min())) / n
+    return 1.0

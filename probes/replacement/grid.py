@@ -1,4 +1,4 @@
-"""What one run of the replacement probe measures: cells, their controls, and settings of TCCD, as arms."""
+"""What one run of the replacement probe measures: cells, their controls, and settings of contrast, as arms."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from probes.asking.arms import Arm
+from probes.references import TEXT, parse
 from probes.replacement.controls import matched_alpha, random_centroid, random_direction
+from probes.replacement.sources import Shelf, Variant
 from tccd.centroids.bank import CentroidBank
-from tccd.decoding.config import TCCDConfig
+from tccd.decoding.config import Rule, TCCDConfig
+from tccd.decoding.huggingface import Contrast
 from tccd.decoding.references import centroid_erasure
-from tccd.engine import Erasure
+from tccd.engine import Erasure, Reference
 from tccd.errors import ConfigError
 from tccd.modality import MODALITIES, SEGMENTS, Modality
 
@@ -25,9 +28,11 @@ class Grid:
         layers: modality -> decoder layers to erase at; None takes all that `held_layers` finds, of both.
         alphas: values of `alpha_interp`: what erasure keeps of a state's offset from its centroid.
         segments: modality -> segments to erase (`tccd.modality.SEGMENTS`); the first one where not given.
-        alpha_cd: strengths of contrast to measure TCCD at, beside the cells; none for no TCCD.
-        beta: plausibilities of TCCD.
-        gate: signal that gates TCCD, beside TCCD without a gate; None for none.
+        references: what to contrast with, beside the cells, as `probes.references.parse` takes it; those made of
+            centroids at each bank, layer and value of `alphas`.
+        alpha_cd: strengths of the contrast, of either sign; none for no contrast.
+        beta: plausibilities of the contrast.
+        gate: signal that gates the contrast, beside the contrast without a gate; None for none.
         gate_thresholds: thresholds of the gate.
         controls: whether each cell of the lowest alpha and the first segment gets its controls.
         seed: of the controls' draws.
@@ -39,6 +44,7 @@ class Grid:
     layers: Mapping[str, Sequence[int]] | None = None
     alphas: Sequence[float] = (0.0,)
     segments: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    references: Sequence[str] = (TEXT,)
     alpha_cd: Sequence[float] = ()
     beta: Sequence[float] = (0.0,)
     gate: str | None = None
@@ -47,12 +53,15 @@ class Grid:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("alphas", "alpha_cd", "beta", "gate_thresholds"):
+        for name in ("alphas", "references", "alpha_cd", "beta", "gate_thresholds"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or (not values and name != "alpha_cd"):
                 raise ConfigError(f"{name} = {list(values)}; expected at least one value, each once")
         for alpha in self.alphas:
             TCCDConfig(alpha_interp=alpha)  # the one place that knows the range
+        for reference in self.references:
+            parse(reference)
+        self.rules()
         for modality, names in self.segments.items():
             known = SEGMENTS.get(modality)  # type: ignore[call-overload]
             unknown = [name for name in names if name not in (known or ())]
@@ -61,6 +70,15 @@ class Grid:
                     f"segments of {modality}: {list(names)}; expected some, each once, of "
                     + " and of ".join(f"{m}: {', '.join(s)}" for m, s in SEGMENTS.items())
                 )
+
+    def rules(self) -> list[Rule]:
+        """Every rule of the contrast, the weakest first."""
+        gates: list[dict[str, Any]] = [{}]
+        if self.gate is not None:
+            gates += [{"gate": self.gate, "gate_threshold": threshold} for threshold in self.gate_thresholds]
+        strengths = sorted(self.alpha_cd, key=lambda alpha: (abs(alpha), -alpha))
+        axes = itertools.product(strengths, self.beta, gates)
+        return [Rule(alpha_cd=alpha, beta=beta, **gate) for alpha, beta, gate in axes]
 
     def describe(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -98,11 +116,10 @@ class Control:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of TCCD; its layer and alpha_interp are in the config."""
+    """One setting of contrast: which reference, and by which rule."""
 
-    bank: str
-    k: int
-    config: TCCDConfig
+    reference: Variant
+    rule: Rule
 
 
 @dataclass(frozen=True)
@@ -142,33 +159,49 @@ def design(
     for bank in banks.values():
         bank.check(model, fitted_on)
     layers = _layers(banks, grid)
+    idle = [name for name in ("segments", "controls") if getattr(grid, name)]
+    idle += ["layers"] if any(layers.values()) else []
+    if idle and not banks:
+        raise ConfigError(f"{', '.join(idle)}: said of what a bank erases, and no bank was given; give one")
+    made: dict[tuple[str, Modality, int, float, str], Erasure] = {}
+
+    def erasing(bank: str, modality: Modality, layer: int, alpha: float, segment: str | None = None) -> Erasure:
+        key = bank, modality, layer, alpha, segment or SEGMENTS[modality][0]
+        if key not in made:
+            made[key] = centroid_erasure(banks[bank], layer, alpha, modality, key[-1])
+        return made[key]
+
     cells, arms = [], []
     for modality in MODALITIES:
         segments = grid.segments.get(modality, SEGMENTS[modality][:1])
-        for (name, bank), segment, layer in itertools.product(banks.items(), segments, layers.get(modality, ())):
+        filled = [(name, bank) for name, bank in banks.items() if bank.tensors]
+        for (name, bank), segment, layer in itertools.product(filled, segments, layers.get(modality, ())):
             k = bank.centroids(modality, layer).k
             for alpha in grid.alphas:
                 cells.append(Cell(modality, layer, name, k, alpha, segment))
-                arms.append(Arm(centroid_erasure(bank, layer, alpha, modality, segment)))
-    if not cells:
-        raise ConfigError(f"nothing to erase: layers = {layers}, banks {list(banks)}")
+                arms.append(Arm(erasing(name, modality, layer, alpha, segment)))
     controls: list[Control] = []
     if grid.controls:
         for control, arm in _controls(banks, grid, cells, arms, measure):
             controls.append(control)
             arms.append(arm)
-    settings: list[Setting] = []
-    erasures = {cell: arm.reference for cell, arm in zip(cells, arms, strict=False)}
-    for setting in _settings(banks, grid, layers.get("text", ())):
-        config = setting.config
-        assert config.layer is not None
-        key = Cell("text", config.layer, setting.bank, setting.k, config.alpha_interp, "all")
-        if key not in erasures:
-            erasures[key] = centroid_erasure(banks[setting.bank], config.layer, config.alpha_interp)
-        settings.append(setting)
-        arms.append(Arm(erasures[key], config))
-    if grid.alpha_cd and not settings:
-        raise ConfigError("alpha_cd asks for TCCD, which erases text, but no layer of text is asked for")
+    rules = grid.rules()
+    named = grid.references if rules else ()
+    shelf = Shelf(banks, layers, grid.alphas, erasing)
+    references = [variant for text in named for variant in shelf.variants(text)]
+    for source in (source for reference in references for source in reference.sources):
+        if isinstance(source, Reference):
+            Contrast(model, source)  # refuses what the model does not have
+    # Weak contrast first: protocols break ties by order.
+    settings = [Setting(reference, rule) for rule in rules for reference in references]
+    arms += [Arm(s.reference.sources, s.rule, s.reference.weights) for s in settings]
+    if not arms and not banks:
+        raise ConfigError(
+            "nothing to measure: no bank to erase by, and no contrast; give a bank, or alpha_cd and a reference "
+            "that needs none, such as no-vision"
+        )
+    if not arms:
+        raise ConfigError(f"nothing to erase: layers = {layers}, banks {list(banks)}")
     return Design(cells, controls, settings, arms)
 
 
@@ -180,24 +213,8 @@ def _layers(banks: Mapping[str, CentroidBank], grid: Grid) -> dict[str, tuple[in
 
 def held_layers(banks: Collection[CentroidBank], modality: Modality) -> tuple[int, ...]:
     """The layers that every bank holds and that have a layer above them, where an erasure takes effect."""
-    held = [set(bank.layers(modality)) - {bank.model.num_layers - 1} for bank in banks]
-    return tuple(sorted(set.intersection(*held)))
-
-
-def _settings(banks: Mapping[str, CentroidBank], grid: Grid, layers: Sequence[int]) -> list[Setting]:
-    gates: list[dict[str, Any]] = [{}]
-    if grid.gate is not None:
-        gates += [{"gate": grid.gate, "gate_threshold": threshold} for threshold in grid.gate_thresholds]
-    # Weak contrast first: protocols break ties by order.
-    axes = itertools.product(sorted(grid.alpha_cd), grid.beta, gates, banks.items(), layers, grid.alphas)
-    return [
-        Setting(
-            name,
-            bank.centroids("text", layer).k,
-            TCCDConfig(alpha_cd=alpha_cd, alpha_interp=alpha, layer=layer, beta=beta, **gate),
-        )
-        for alpha_cd, beta, gate, (name, bank), layer, alpha in axes
-    ]
+    held = [set(bank.layers(modality)) - {bank.model.num_layers - 1} for bank in banks if bank.tensors]
+    return tuple(sorted(set.intersection(*held))) if held else ()
 
 
 def _controls(
@@ -212,7 +229,7 @@ def _controls(
         and cell.segment == grid.segments.get(cell.modality, SEGMENTS[cell.modality])[0]
     ]
     for i in chosen:
-        cell, erasure = cells[i], arms[i].reference
+        cell, erasure = cells[i], arms[i].references[0]
         assert isinstance(erasure, Erasure)
         centroids = banks[cell.bank].centroids(cell.modality, cell.layer)
         draws = {"random-direction": random_direction, "random-centroid": random_centroid}

@@ -1,4 +1,5 @@
-"""The replacement probe: the accuracy a model loses when one modality is replaced by its centroids.
+"""The replacement probe: the accuracy a model loses when one modality is replaced by its centroids, and what it
+gains or loses by contrast with references.
 
 Source: Paruchuri et al., "The Cost of Language", COLM 2026, arXiv 2604.14363.
 """
@@ -50,7 +51,7 @@ def run(
     model: Any,
     processor: Any,
     samples: Sequence[Sample],
-    bank: CentroidBank | Sequence[CentroidBank] | Mapping[str, CentroidBank],
+    bank: CentroidBank | Sequence[CentroidBank] | Mapping[str, CentroidBank] = (),
     grid: Grid | None = None,
     *,
     name: str | None = None,
@@ -61,13 +62,14 @@ def run(
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure text and vision centroid cost over a grid, with a blind baseline beside it.
+    """Measure text and vision centroid cost, and contrast, over a grid, with a blind baseline beside them.
 
     Args:
         model: a vision-language model in eval mode.
         processor: its processor.
         samples: questions with answers.
-        bank: centroids fitted for the model; several, or several by name, are all measured.
+        bank: fitted for the model; several, or several by name, are all measured. None where the grid asks for
+            references only that need none.
         grid: what to measure; by default full collapse at every layer that all banks hold.
         name: what the report calls the model; its id when None.
         batch_size: samples a forward.
@@ -144,7 +146,8 @@ def _result(
     answers: Answers,
     examples: int,
 ) -> dict[str, Any]:
-    result = envelope(f"Centroid cost of {name}", grid.describe())
+    about = "Centroid cost of" if found.cells else "Contrast in"
+    result = envelope(f"{about} {name}", grid.describe())
     result["config"]["scoring"] = describe_scoring(answers.scorer, answers.goals, answers.samples)
     result["data"] = {name: data_block(answers.samples, answers.pictures, banks)}
     rows = _rows(name, found, answers)
@@ -165,7 +168,7 @@ def _named(bank: CentroidBank | Sequence[CentroidBank] | Mapping[str, CentroidBa
 
 
 def _rows(name: str, found: Design, answers: Answers) -> dict[str, list[dict[str, Any]]]:
-    """The report's cells, controls and TCCD cells, each list's p-values adjusted over it."""
+    """The report's cells, controls and settings of contrast, each list's p-values adjusted over it."""
     tasks, clusters = _tasks(answers), _clusters(answers)
     right, moved = answers.arms_correct, answers.displacement
 
@@ -184,8 +187,8 @@ def _rows(name: str, found: Design, answers: Answers) -> dict[str, list[dict[str
         controls.append(block | ({} if control.against is None else {"against": control.against}))
     contrasts = []
     for arm, setting in enumerate(found.settings, len(cells) + len(controls)):
-        config = {key: value for key, value in asdict(setting.config).items() if key != "tokens"}
-        block = {"model": name, "bank": setting.bank, "k": setting.k} | config
+        rule = {key: value for key, value in asdict(setting.rule).items() if key != "tokens"}
+        block = {"model": name, "reference": setting.reference.name, **setting.reference.parameters, **rule}
         contrasts.append(block | gain(answers.clean_correct, right[arm], tasks, clusters) | told(arm))
     rows = {"cells": cells, "controls": controls, "tccd_cells": contrasts}
     for part in rows.values():
@@ -196,6 +199,8 @@ def _rows(name: str, found: Design, answers: Answers) -> dict[str, list[dict[str
 
 def _headline(found: Design) -> tuple[int, int] | None:
     """Numbers of the text and the vision cell whose costs are compared."""
+    if not found.cells:
+        return None
     pair = choose_pair([asdict(cell) for cell in found.cells]).pair
     return (pair["text"], pair["vision"]) if len(pair) == 2 else None
 
@@ -251,7 +256,7 @@ def _doses(
             images = [sample.image for sample in chunk]
             pictures += [picture_digest(image) for image in images]
             inputs = encode_samples(model, processor, chunk, images)
-            references = [arm.reference for arm in arms if isinstance(arm.reference, Reference)]
+            references = [one for arm in arms for one in arm.references if isinstance(one, Reference)]
             streams = run_streams(decoder, inputs, references)
             sums += np.array([streams.moved, streams.replaced])
         with np.errstate(invalid="ignore"):

@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from probes.references import name_of
 from probes.report import prose, sections
 from probes.report.downloads import downloads
 from probes.report.section import Report, Result
@@ -105,6 +106,8 @@ def _environment() -> Any:
         probability=prose.probability,
         settings=prose.settings,
         minus=prose.minus,
+        shown=prose.shown,
+        reference=name_of,
         count=lambda n: f"{n:,}",
     )
     return environment

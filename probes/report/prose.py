@@ -75,6 +75,13 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def shown(value: Any) -> str:
+    """One value of a setting in a table; nothing for None."""
+    if isinstance(value, list):
+        return " ".join(map(shown, value))
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def shared(block: Mapping[str, Any]) -> str:
     """What the questions of a block share: `500 pictures, 107 question strings`."""
     told = f"{block['pictures']:,} pictures"

@@ -84,9 +84,9 @@ def leave_one_model_out_of(result: Mapping[str, Any]) -> dict[str, Row]:
         name
         for name in SETTINGS
         if name != "bank"
-        and not (name in ("layer", "k") and all(len({c[name] for c in row}) == 1 for row in cells.values()))
+        and not (name in ("layer", "k") and all(len({c.get(name) for c in row}) == 1 for row in cells.values()))
     ]
-    by_key = {m: {tuple(c[name] for name in names): c for c in row} for m, row in cells.items()}
+    by_key = {m: {tuple(c.get(name) for name in names): c for c in row} for m, row in cells.items()}
     first = next(iter(by_key.values()))
     shared = [key for key in first if all(key in row for row in by_key.values())]
     # Keys as ranks from the mildest: ties go to it.
@@ -122,7 +122,9 @@ def flat_model(row: Row) -> Row:
         flat["delta_" + name.replace("-", "_")] = mean.get(name)
     flat["delta_best_oracle_upper_bound"] = mean.get("best")
     if advice:
-        flat |= {"advice": "on" if advice["on"] else "off", "held_out_p_value": advice["held_out"]["p_value"]}
+        flat |= {"advice": "on" if advice["on"] else "off", "runner_up": advice["runner_up"]}
+        flat |= {"advised_reference": (advice["settings"] or {}).get("reference")}
+        flat |= {"held_out_p_value": advice["held_out"]["p_value"]}
         flat |= _bounded("held_out", advice["held_out"], "delta", value="held_out_delta")
     return flat
 

@@ -1,4 +1,4 @@
-"""Settings of TCCD, and the alpha protocols that choose among those a run measured.
+"""Settings of contrast, and the alpha protocols that choose among those a run measured.
 
 `fixed`, `cv`, `best` and `leave_one_model_out` are pure functions of a table; `protocols` asks them about a
 report's cells, whose settings stand in the table by their rank from the mildest.
@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from probes.references import PARAMETERS, RULE, TEXT, name_of, rank_of
 from tccd.errors import ConfigError, DataError
 
-SETTINGS = ("layer", "k", "bank", "alpha_interp", "alpha_cd", "beta", "gate", "gate_threshold", "gate_ramp")
-"""What makes a TCCD cell's setting."""
+SETTINGS = ("reference", *PARAMETERS, *RULE)
+"""What makes a setting of contrast."""
 
-#: The published setting of TCCD, which the protocol `fixed` holds to.
+#: The published setting, TCCD's, which the protocol `fixed` holds to.
 PUBLISHED = {"alpha_cd": 1.0, "alpha_interp": 0.4}
 
 #: What each protocol's figures are, for whoever reads them.
 NOTES = {
-    "fixed": "one setting, chosen in advance: the nearest to the published one (alpha_cd 1, alpha_interp 0.4)",
+    "fixed": "one setting, chosen in advance: the nearest to the published one (text-centroid, alpha_cd 1, "
+    "alpha_interp 0.4)",
     "cv": "leave one task out: each task at the setting with the best mean over the other tasks",
     "leave-one-model-out": "settings with the best mean over the other models",
     "best": "oracle upper bound: each task at its best setting, chosen on the outcomes that are reported",
@@ -123,14 +125,17 @@ def leave_one_model_out(tables: Mapping[str, Table]) -> Protocol:
 
 
 def settings_of(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be set to decode as in a TCCD cell."""
+    """What has to be set to decode as in a report's setting."""
     gated = cell.get("gate") is not None
     names = [name for name in SETTINGS if gated or not name.startswith("gate_")]
+    cell = {**cell, "reference": name_of(cell)}
     return {name: cell[name] for name in names if cell.get(name) is not None}
 
 
 def mildest_first(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """TCCD cells ordered by how much they change: contrast, then erasure, then layers run twice."""
+    """Settings ordered by what they cost and how much they change: the cheaper reference first, then the weaker
+    contrast, of two signs the positive one, then the weaker erasure, then the higher layer.
+    """
     return [cells[i] for i in _by_mildness(cells)]
 
 
@@ -168,16 +173,19 @@ def protocols(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def published(cells: Sequence[Mapping[str, Any]]) -> int:
-    """The number of the cell nearest to the published setting: first by its alphas, then no plausibility and no
-    gate, then the middle one of the layers, then the largest K.
+    """The number of the cell nearest to the published setting: its reference before all others, of which the
+    cheapest; then by its alphas, then no plausibility and no gate, then the middle one of the layers, then the
+    largest K.
     """
-    layers = sorted({cell["layer"] for cell in cells})
-    middle = layers[len(layers) // 2]
+    layers = sorted({cell["layer"] for cell in cells if cell.get("layer") is not None})
+    middle = layers[len(layers) // 2] if layers else 0
 
     def distance(i: int) -> tuple[Any, ...]:
-        cell = cells[i]
-        away = sum(abs(cell[name] - value) for name, value in PUBLISHED.items())
-        return away, cell["beta"] + (cell["gate"] is not None), abs(cell["layer"] - middle), -cell["k"], i
+        cell, name = cells[i], name_of(cells[i])
+        away = sum(abs(cell[key] - value) for key, value in PUBLISHED.items() if cell.get(key) is not None)
+        plain = cell["beta"] + (cell["gate"] is not None)
+        place = abs((cell.get("layer") or 0) - middle), -(cell.get("k") or 0)
+        return name != TEXT, rank_of(name), away, plain, *place, i
 
     return min(range(len(cells)), key=distance)
 
@@ -185,7 +193,8 @@ def published(cells: Sequence[Mapping[str, Any]]) -> int:
 def _by_mildness(cells: Sequence[Mapping[str, Any]]) -> list[int]:
     def mildness(i: int) -> tuple[Any, ...]:
         cell = cells[i]
-        return cell["alpha_cd"], -cell["alpha_interp"], -cell["layer"], cell["k"]
+        erased = -(cell.get("alpha_interp") or 0.0), -(cell.get("layer") or 0), cell.get("k") or 0
+        return rank_of(name_of(cell)), abs(cell["alpha_cd"]), -cell["alpha_cd"], *erased
 
     return sorted(range(len(cells)), key=mildness)
 

@@ -109,10 +109,10 @@ def test_the_command_tells_text_and_json(tmp_path):
     write_report(probed(helped=0.0, harmed=0.3), tmp_path / "off")
     told = command(tmp_path / "on")
     assert told.exit_code == 0, told.output
-    assert "TCCD for competing: on" in told.output
+    assert "Contrast for competing: on" in told.output
     assert "alpha_cd = 1.0" in told.output
     assert "oracle upper bound" in told.output
-    assert "TCCD for competing: off" in command(tmp_path / "off" / "report.json").output
+    assert "Contrast for competing: off" in command(tmp_path / "off" / "report.json").output
     machine = json.loads(command(tmp_path / "on", "--json").output)
     assert machine["advice"] == [advise(probed())]
 

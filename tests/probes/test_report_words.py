@@ -92,8 +92,8 @@ def test_text_and_vision_erased_at_layers_of_their_own():
 
 def test_the_answer_tells_what_is_advised():
     text = "".join(Reader(render(plain(compared()))).text)
-    assert re.search(r"TCCD is recommended for competing at layer.=.\d", text)
-    assert "TCCD is best left off for a-model-with-quite-a-long-name-7b" in text
+    assert re.search(r"Contrast with text-centroid is recommended for competing at layer.=.\d", text)
+    assert "Contrast is best left off for a-model-with-quite-a-long-name-7b" in text
 
 
 def test_a_warning_is_a_sentence_and_names_its_model_among_several():

@@ -1,10 +1,11 @@
-"""With TCCD: what every setting gained, what each protocol would have chosen, and what is advised."""
+"""With contrast: what every setting gained, what each protocol would have chosen, and what is advised."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from probes.references import TEXT, VISION, name_of
 from probes.report.charts import heat
 from probes.report.prose import interval, listed, points, probability, settings, span
 from probes.report.section import Report, Result, Section
@@ -15,25 +16,31 @@ from probes.report.values import (
     Interval,
     Outcome,
     Part,
-    Positive,
     Signed,
     Tested,
     Whole,
     agrees,
     differs,
     model_validator,
+    unexpected,
 )
 from tccd.errors import DataError
 
 
 class Setting(Outcome, Tested):
-    """One setting of TCCD and its gain: `helped` wrong answers put right, `harmed` right ones made wrong."""
+    """One setting of contrast and its gain: `helped` wrong answers put right, `harmed` right ones made wrong.
+
+    `reference` says what was contrasted with; those of centroids have a layer, `k` and `alpha_interp`, others the
+    settings of their kind (`probes.references`). Reports of before have TCCD's alone, and don't name it.
+    """
 
     model: str
-    layer: Whole
-    k: Count
-    alpha_interp: Fraction
-    alpha_cd: Positive
+    reference: str = TEXT
+    layer: Whole | None = None
+    k: Count | None = None
+    alpha_interp: Fraction | None = None
+    color: str | None = None
+    alpha_cd: float
     beta: Fraction
     gate: str | None
     gate_threshold: Fraction
@@ -46,6 +53,9 @@ class Setting(Outcome, Tested):
 
     @model_validator(mode="after")
     def _agrees(self) -> Setting:
+        missing = [name for name in ("layer", "k", "alpha_interp") if getattr(self, name) is None]
+        if missing and self.reference in (TEXT, VISION):
+            raise unexpected(f" lacks {', '.join(missing)}, which a reference of centroids has")
         differs(self, "delta", 1)
         agrees(self)
         return self
@@ -70,6 +80,10 @@ class Contrast(Part):
 
     tccd_cells: list[Setting] = []
     protocols: dict[str, list[Protocol]] = {}
+
+
+#: What stands apart from a reference's settings: its name, and where its bank lies.
+_APART = {"reference", "bank"}
 
 
 class ContrastSection(Section):
@@ -112,7 +126,7 @@ class ContrastSection(Section):
         """Advice, protocols and gains of every model."""
         summary = report.of(summarise)
         shown = {
-            "advice": [row["advice"] for row in summary if row["advice"]],
+            "advice": [_told(row["advice"]) for row in summary if row["advice"]],
             "protocols": _protocols(summary),
             "protocol_names": protocol_names(summary),
             "gains": _gains(report.result, summary),
@@ -127,13 +141,24 @@ def advised(advice: Sequence[Mapping[str, Any]]) -> list[str]:
         held_out = found["held_out"]
         bounds = interval(held_out["ci95"], True)
         gain = f"{points(held_out['delta'], True)} points on held-out pictures, 95\u202f% CI {bounds}"
-        # In a sentence only what was turned on, and not where the bank lies.
-        shown = {k: v for k, v in found["settings"].items() if k != "bank" and (k != "beta" or v)}
-        sentences.append(f"TCCD is recommended for {found['model']} at {settings(shown)} ({gain}).")
+        # In a sentence only what was turned on.
+        shown = {k: v for k, v in found["settings"].items() if k not in _APART and (k != "beta" or v)}
+        told = f"Contrast with {found['settings']['reference']} is recommended for {found['model']}"
+        sentences.append(f"{told} at {settings(shown)} ({gain}).")
     off = [f"{one['model']} ({_unsure(one)})" for one in advice if not one["on"]]
     if off:
-        sentences.append(f"TCCD is best left off for {listed(off)}.")
+        sentences.append(f"Contrast is best left off for {listed(off)}.")
     return sentences
+
+
+def _told(advice: Mapping[str, Any]) -> dict[str, Any]:
+    """Advice whose settings stand beside their reference's name."""
+
+    def own(of: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {key: value for key, value in (of or {}).items() if key not in _APART}
+
+    each = [{**one, "own": own(one["settings"])} for one in advice["by_reference"]]
+    return {**advice, "own": own(advice["settings"]), "by_reference": each}
 
 
 def _unsure(advice: Mapping[str, Any]) -> str:
@@ -157,13 +182,14 @@ def _protocols(summary: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _gains(result: Result, summary: Sequence[Row]) -> list[dict[str, Any]]:
-    """Layer x alpha_interp: what TCCD gained, at the `alpha_cd` of the fixed protocol, a heat map a model."""
+    """Layer x alpha_interp: what text-centroid gained at the `alpha_cd` of the fixed protocol, by model."""
     found = []
     # One scale for all models; changes of a point or two stay pale on it.
     every = result.get("tccd_cells") or ()
-    top = max((abs(c["delta"]) for c in every), default=0)
+    erased = [c for c in every if name_of(c) == TEXT]
+    top = max((abs(c["delta"]) for c in erased), default=0)
     for row in summary:
-        cells = [c for c in every if c["model"] == row["model"]]
+        cells = [c for c in erased if c["model"] == row["model"]]
         if not cells:
             continue
         fixed = next((p for p in row["protocols"] if p["name"] == "fixed" and p["chosen"]), None)

@@ -1,10 +1,12 @@
-"""All cells and all settings of TCCD, one row a measurement."""
+"""All cells and all settings of contrast, one row a measurement."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from probes.references import PARAMETERS, name_of
+from probes.report.prose import shown
 from probes.report.section import Report, Result, Section
 from probes.report.tables import flat, table
 from probes.report.values import Part
@@ -40,7 +42,7 @@ class ListingSection(Section):
     data = Part
     files: ClassVar[Mapping[str, str]] = {
         "report-cells.csv": "one row a cell or control",
-        "report-tccd.csv": "one row a TCCD setting",
+        "report-tccd.csv": "one row a setting of contrast",
     }
 
     def context(self, report: Report) -> Mapping[str, Any] | None:
@@ -55,7 +57,7 @@ class ListingSection(Section):
         erased += [{**control, "control": control["kind"]} for control in result.get("controls") or ()]
         return {
             "report-cells.csv": table(CELLS, map(flat, erased)),
-            "report-tccd.csv": table(GAINS, map(flat, result.get("tccd_cells") or ())),
+            "report-tccd.csv": table(GAINS, _gains(result)),
         }
 
 
@@ -70,7 +72,16 @@ def _cells(result: Result) -> list[dict[str, Any]]:
 def _contrasts(result: Result) -> list[dict[str, Any]]:
     """The largest gain first."""
     rows = sorted(result.get("tccd_cells") or (), key=lambda cell: -cell["delta"])
-    return _cut(rows, family=len(rows))
+    tables = _cut(rows, family=len(rows))
+    for one in tables:
+        held = [name for name in PARAMETERS if any(row.get(name) is not None for row in one["rows"])]
+        one["parameters"] = [name for name in held if name != "bank"]
+    return tables
+
+
+def _gains(result: Result) -> Iterator[dict[str, Any]]:
+    for row in result.get("tccd_cells") or ():
+        yield flat({**row, "reference": name_of(row), "weights": shown(row.get("weights"))})
 
 
 def _cut(rows: Sequence[Mapping[str, Any]], family: int) -> list[dict[str, Any]]:

@@ -21,7 +21,15 @@ MODELS = (
     *("vision_low", "vision_high", "ratio", "ratio_low", "ratio_high", "dose_matched_ratio", "dose_matched_low"),
     *("dose_matched_high", "entropy_truth", "entropy_clean", "entropy_text", "entropy_vision"),
     *("delta_fixed", "delta_cv", "delta_best_oracle_upper_bound", "delta_leave_one_model_out"),
-    *("advice", "held_out_delta", "held_out_low", "held_out_high", "held_out_p_value"),
+    *(
+        "advice",
+        "advised_reference",
+        "runner_up",
+        "held_out_delta",
+        "held_out_low",
+        "held_out_high",
+        "held_out_p_value",
+    ),
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from probes.references import name_of
 from probes.report import figures
 from probes.report.charts import share
 from probes.report.figures import Group
@@ -19,7 +20,8 @@ from probes.statistics.outcomes import outcomes_of
 from tccd.errors import require
 
 COLUMNS = (
-    *("control", "model", "modality", "layer", "k", "bank", "alpha_interp", "segment", "alpha_cd", "beta", "gate"),
+    *("control", "model", "modality", "layer", "k", "bank", "alpha_interp", "segment", "reference", "alpha_cd"),
+    *("beta", "gate"),
     *("task", "n", "baseline", "accuracy", "cost", "delta", "low", "high", "clustered_by"),
 )
 
@@ -29,7 +31,9 @@ class TasksSection(Section):
 
     name = "tasks"
     data = Part
-    files: ClassVar[Mapping[str, str]] = {"report-tasks.csv": "one row a task of a cell, control or TCCD setting"}
+    files: ClassVar[Mapping[str, str]] = {
+        "report-tasks.csv": "one row a task of a cell, control or setting of contrast"
+    }
 
     def context(self, report: Report) -> Mapping[str, Any] | None:
         """A drawing and a table a model."""
@@ -58,7 +62,7 @@ def _cells(result: Result) -> Iterator[dict[str, Any]]:
     for control in result.get("controls") or ():
         yield {**control, "control": control["kind"]}
     for setting in result.get("tccd_cells") or ():
-        yield dict(setting)
+        yield {**setting, "reference": name_of(setting)}
 
 
 def _flat(cells: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
