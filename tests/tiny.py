@@ -51,6 +51,7 @@ __all__ = [
     "Row",
     "cached_tiny",
     "inputs",
+    "row_of",
     "tiny",
 ]
 
@@ -166,6 +167,28 @@ def inputs(
         batch["token_type_ids"] = torch.zeros_like(input_ids)  # 0: the prefix, which attends to itself
     batch.update(_pixels(family, rows, grids, video_grids, generator))
     return batch
+
+
+def row_of(batch: dict[str, Tensor], rows: Sequence[Row], number: int) -> dict[str, Tensor]:
+    """One row of `inputs(family, rows)` by itself, without padding and without the others' pixels."""
+    real = batch["attention_mask"][number].bool()
+    one = {k: v[number : number + 1, real] for k, v in batch.items() if v.shape == batch["input_ids"].shape}
+    images = rows[number].images
+    before = sum(row.images for row in rows[:number])
+    pixels = batch["pixel_values"]
+    if "pixel_attention_mask" in batch:  # Idefics3: by row
+        names = ("pixel_values", "pixel_attention_mask")
+        return one | {name: batch[name][number : number + 1, : 2 * images] for name in names}
+    if "image_grid_thw" in batch:  # patches of all images one after the other
+        sizes = batch["image_grid_thw"].prod(-1).tolist()
+        start = sum(sizes[:before])
+        one["pixel_values"] = pixels[start : start + sum(sizes[before : before + images])]
+        return one | {"image_grid_thw": batch["image_grid_thw"][before : before + images]}
+    one["pixel_values"] = pixels[before : before + images]
+    if "image_sizes" in batch:
+        one["image_sizes"] = batch["image_sizes"][before : before + images]
+        one["batch_num_images"] = batch["batch_num_images"][number : number + 1]
+    return one
 
 
 def _image_ids(family: str, images_in_row: int, grid: tuple[int, int, int]) -> list[int]:

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor
 
 from tccd.centroids.bank import CentroidBank
-from tccd.data.pictures import GREY, blank
+from tccd.data.pictures import GREY, picture_digest, to_rgb
 from tccd.decoding.config import TCCDConfig
 from tccd.engine.exits import EarlyExit
 from tccd.engine.other_prompt import OtherPrompt
+from tccd.engine.prefixes import KeptImage, Prefixes
 from tccd.engine.twins import Erasure, MeanImage, OtherImage, Withheld
 from tccd.errors import BankMismatchError, ConfigError
 from tccd.inputs import encode
@@ -97,20 +99,37 @@ def blank_image(
     images: Sequence[Sequence[Image]],
     prompts: Sequence[str],
     color: tuple[int, int, int] | Image = GREY,
-) -> OtherImage:
+    prefixes: Prefixes | None = None,
+) -> KeptImage:
     """Another picture in each image's place, one that shows nothing (VCD with a blank image; arXiv 2311.16922).
+
+    Its keys and values are computed once for each size of image and each text before it, and kept; so it costs a
+    second pass the first time, and the tail's rows from then on.
 
     Args:
         processor: the model's.
-        images: one sequence of PIL images a row, as for `tccd.inputs.encode`.
+        images: one sequence of PIL images a row, as for `tccd.inputs.encode`; only their sizes count.
         prompts: one a row, the very ones that are decoded.
         color: red, green and blue, 0 to 255; or a picture, which is stretched to each image's size.
+        prefixes: where keys and values are kept; by default a store of the model's own, of half a GiB.
+
+    Raises:
+        ConfigError: not as many rows of images as prompts.
     """
+    if len(images) != len(prompts):
+        raise ConfigError(f"{len(images)} rows of images for {len(prompts)} prompts; give one sequence a prompt")
+    sizes = [tuple(image.size for image in row) for row in images]
+    shown = color if isinstance(color, tuple) else to_rgb(color)
+    looks = shown if isinstance(shown, tuple) else picture_digest(shown)
 
-    def instead(image: Image) -> Image:
-        return blank(image, color) if isinstance(color, tuple) else color.convert("RGB").resize(image.size)
+    def instead(size: tuple[int, int]) -> Image:
+        return shown.resize(size) if isinstance(shown, Image) else new_image("RGB", size, shown)
 
-    return OtherImage(dict(encode(processor, [[instead(image) for image in row] for row in images], prompts)))
+    def encoded(rows: Sequence[int]) -> Mapping[str, Any]:
+        pictures = [[instead(size) for size in sizes[row]] for row in rows]
+        return dict(encode(processor, pictures, [prompts[row] for row in rows]))
+
+    return KeptImage(encoded, [(processor, looks, row) for row in sizes], prefixes)
 
 
 def noised_image(inputs: Mapping[str, Any], step: int = 999, seed: int = 0) -> OtherImage:

@@ -7,6 +7,7 @@ How it works, in the order to read it:
   references' own columns together.
 - `streams` and `twins`: references with columns of their own, and their keys and values, which ride at the end
   of the model's own cache; `stand_ins`: what they see in the place of columns that they do not run.
+- `prefixes`: another picture's keys and values, computed once and kept.
 - `exits`: references that leave the clean stream at a lower layer.
 - `shadow` and `other_prompt`: the model's own forward a second time a step, on a prompt of other words.
 - `packing` and `masks`: the columns `[clean | twin ...]` of one forward, which of them see which, and the cache
@@ -19,6 +20,7 @@ How it works, in the order to read it:
 from tccd.engine.exits import EarlyExit
 from tccd.engine.other_prompt import OtherPrompt
 from tccd.engine.packing import Step
+from tccd.engine.prefixes import KeptImage, Prefixes
 from tccd.engine.reference import EMBEDDINGS, Part, Reference
 from tccd.engine.session import Session
 from tccd.engine.streams import Layout, StreamPart, Twin
@@ -28,11 +30,13 @@ __all__ = [
     "EMBEDDINGS",
     "EarlyExit",
     "Erasure",
+    "KeptImage",
     "Layout",
     "MeanImage",
     "OtherImage",
     "OtherPrompt",
     "Part",
+    "Prefixes",
     "Reference",
     "Session",
     "Step",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import Context
 from typing import Any
@@ -89,11 +89,27 @@ def read_embeddings(decoder: Decoder, inputs: dict[str, Any]) -> tuple[Tensor, d
 
     def read() -> None:
         with running(reader), torch.no_grad(), suppress(_Done):
-            decoder.model(**inputs, use_cache=False)
+            decoder.model(**on_model(decoder.model, inputs), use_cache=False)
 
     Context().run(read)  # an empty context: no session is on, and nobody records outputs
     assert reader.embeddings is not None
     return reader.embeddings, reader.additions
+
+
+def on_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a processor gives, where the model is and in its precision.
+
+    Args:
+        model: a transformers model.
+        inputs: by name; tensors of floating numbers get the model's dtype.
+    """
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(model.device, model.dtype if value.is_floating_point() else None)
+
+    return {name: moved(value) for name, value in inputs.items()}
 
 
 def repeated(given: Tensor, ids: Tensor) -> int:

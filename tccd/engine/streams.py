@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -236,7 +236,10 @@ class StreamPart(Part):
 
     def riders(self, num_layers: int) -> list[ErasedLayer]:
         """One for each layer that it runs; a tail that is empty so far has empty ones."""
-        return [self.kept(layer) for layer in range(self.stream.reference.layer + 1, num_layers)]
+        found = [self.kept(layer) for layer in range(self.stream.reference.layer + 1, num_layers)]
+        if self.given is not None:  # the riders hold them now
+            self.stream.columns = replace(self.stream.columns, stand_ins=replace(self.given, layers={}))
+        return found
 
 
 def begin(reference: Twin, owner: object, number: int, modalities: ModalityMap) -> StreamPart:

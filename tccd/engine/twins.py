@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tccd.decoder import Decoder
 from tccd.engine.embeddings import read_embeddings, repeated
@@ -139,13 +140,17 @@ class OtherImage(Twin):
 
     def prepare(self, decoder: Decoder, given: Mapping[str, Any]) -> OtherImage:
         """Read what the model makes of the other pictures before its first layer, and between layers."""
-        ids = given["input_ids"]
-        times = repeated(self.inputs["input_ids"].to(ids.device), ids)
+        ids, prompts = given["input_ids"], self.inputs["input_ids"]
+        # Without a cache every forward holds the prompts again, and what was generated behind them.
+        more = max(0, ids.shape[1] - prompts.shape[1])
+        times = repeated(prompts.to(ids.device), ids[:, : ids.shape[1] - more])
         embeddings, additions = read_embeddings(decoder, self.inputs)
+
+        def whole(one: Tensor) -> Tensor:
+            return pad(one.repeat_interleave(times, 0), (0, 0, 0, more))
+
         return replace(
-            self,
-            embeddings=embeddings.repeat_interleave(times, 0),
-            additions={layer: one.repeat_interleave(times, 0) for layer, one in additions.items()},
+            self, embeddings=whole(embeddings), additions={layer: whole(one) for layer, one in additions.items()}
         )
 
     def layout(self, modalities: ModalityMap) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,12 +13,12 @@ from tccd import CentroidBank
 from tccd.decoder import find_decoder
 from tccd.decoding.huggingface import Contrast
 from tccd.decoding.references import early_exit, no_vision, vision_centroid
-from tccd.engine import MeanImage, OtherImage
+from tccd.engine import KeptImage, MeanImage, OtherImage, Prefixes
 from tccd.errors import ConfigError
 from tests import oracle
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens, text_centroids
 from tests.tccd.decoding.test_modes import assert_nothing_left
-from tests.tiny import CAUSAL_FAMILIES, Row, cached_tiny, inputs, tiny
+from tests.tiny import CAUSAL_FAMILIES, Row, cached_tiny, inputs, row_of, tiny
 
 BLANK = 0.3
 
@@ -118,6 +119,30 @@ def test_two_at_once_with_weights_of_either_sign(family):
         assert_like(model, batch, contrast, *(slow[name] for name in pair))
 
 
+def kept(batch: dict[str, Any], rows: list[Row], prefixes: Prefixes, asked: list[Any] | None = None) -> KeptImage:
+    """A blank image from kept keys and values, without a processor; notes the rows that it encodes."""
+    other = blanked(batch)
+
+    def encode(numbers: Sequence[int]) -> dict[str, Any]:
+        if asked is not None:
+            asked.append(tuple(numbers))
+        return other if len(numbers) == len(rows) else row_of(other, rows, numbers[0])
+
+    return KeptImage(encode, [("blank", number) for number in range(len(rows))], prefixes)
+
+
+@pytest.mark.parametrize("rows", [SINGLE, RAGGED], ids=["single", "ragged"])
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_a_kept_prefix_is_a_second_pass_over_the_blank_image(family, rows):
+    model, batch = cached_tiny(family), inputs(family, rows)
+    prefixes, asked = Prefixes(), []
+    _, slow = blank(model, batch)
+    for _ in range(2):  # computed, then kept
+        assert_like(model, batch, Contrast(model, kept(batch, rows, prefixes, asked), alpha_cd=1.0), slow)
+    assert asked == [(number,) for number, row in enumerate(rows) if row.images]
+    assert len(prefixes) == len(asked)
+
+
 def test_no_vision_is_a_text_only_forward_with_a_gap_in_its_positions():
     model, batch = cached_tiny("llava"), inputs("llava", [Row(before=4, after=6)])
     kept = batch["input_ids"][0] != model.config.image_token_id
@@ -140,6 +165,11 @@ def test_sliding_windows(window, implementation):
     contrast = Contrast(model, no_vision(), alpha_cd=1.0)
     assert_like(model, batch, contrast, lambda longer: oracle.withheld_logits(model, longer), steps=10)
     assert_like(model, batch, *blank(model, batch), steps=10)
+    _, slow = blank(model, batch)
+    assert_like(model, batch, Contrast(model, kept(batch, RAGGED, Prefixes()), alpha_cd=1.0), slow, steps=10)
+    mean = mean_of(model)
+    contrast = Contrast(model, MeanImage(mean), alpha_cd=1.0)
+    assert_like(model, batch, contrast, lambda longer: oracle.mean_image_logits(model, longer, mean), steps=10)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "idefics3"])
@@ -156,22 +186,72 @@ def test_a_prompt_that_ends_with_its_image(family):
 
     assert_like(model, batch, contrast, reference)
     assert_like(model, batch, *blank(model, batch))
+    _, slow = blank(model, batch)
+    rows = [Row(before=4, after=0), Row(before=2, after=0)]
+    assert_like(model, batch, Contrast(model, kept(batch, rows, Prefixes()), alpha_cd=1.0), slow)
+
+
+KINDS = {
+    "no-vision": lambda model, batch: no_vision(),
+    "blank": lambda model, batch: OtherImage(blanked(batch)),
+    "kept": lambda model, batch: kept(batch, RAGGED, Prefixes()),
+    "mean": lambda model, batch: MeanImage(mean_of(model)),
+    "exit": lambda model, batch: early_exit("low"),
+}
+PAIR = (KINDS["mean"], KINDS["exit"])
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
-@pytest.mark.parametrize("kind", ["no-vision", "blank"])
+@pytest.mark.parametrize("kind", [*KINDS, "pair"])
 def test_beams_and_plausibility_are_those_of_the_processor(family, kind):
     """Two doors that share no combination code: states or logits of one forward, and scores after the head."""
     model, batch = cached_tiny(family), inputs(family, RAGGED)
-    reference = no_vision() if kind == "no-vision" else OtherImage(blanked(batch))
-    contrast = Contrast(model, reference, alpha_cd=1.0, beta=0.05)
+    references = [make(model, batch) for make in (PAIR if kind == "pair" else (KINDS[kind],))]
+    contrast = Contrast(model, references, alpha_cd=1.0, beta=0.05)
     beams = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False}
     one = model.generate(**batch, custom_generate=contrast, **beams)
     with contrast:
         other = model.generate(**batch, **beams)
     assert one.tolist() == other.tolist()
+    by_processor = model.generate(**batch, logits_processor=[contrast.logits_processor()], **beams)
+    assert one.tolist() == by_processor.tolist()
     plain = model.generate(**batch, **beams)
     assert one.tolist() != plain.tolist()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "pair"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
+def test_prompt_lookup_and_sampling_are_step_by_step_greedy_and_the_same_draws(family, kind):
+    model, batch = cached_tiny(family), inputs(family, SINGLE)
+    makes = (
+        PAIR if kind == "pair" else (KINDS[kind] if kind != "kept" else lambda m, b: kept(b, SINGLE, Prefixes()),)
+    )
+    contrast = Contrast(model, [make(model, batch) for make in makes], alpha_cd=0.5)
+    step_by_step = generate(model, batch, 12, contrast).sequences
+    looked_up = generate(model, batch, 12, contrast, prompt_lookup_num_tokens=3).sequences
+    assert looked_up.tolist() == step_by_step.tolist()
+    draws = []
+    for door in ("custom_generate", "logits_processor"):
+        how = {door: contrast if door == "custom_generate" else [contrast.logits_processor()]}
+        torch.manual_seed(3)
+        sampled = model.generate(**batch, max_new_tokens=8, do_sample=True, num_return_sequences=2, **how)
+        draws.append(sampled.tolist())
+    assert draws[0] == draws[1]
+    del how  # and with it the processor
+    assert_nothing_left(model)
+
+
+@pytest.mark.parametrize("cache", ["static", "none"])
+@pytest.mark.parametrize("kind", [*KINDS, "pair"])
+def test_other_caches(kind, cache):
+    model, batch = cached_tiny("gemma3"), inputs("gemma3", RAGGED)
+    contrast = Contrast(
+        model, [make(model, batch) for make in (PAIR if kind == "pair" else (KINDS[kind],))], alpha_cd=0.5
+    )
+    how = {"use_cache": False} if cache == "none" else {"cache_implementation": "static"}
+    with_it, plainly = generate(model, batch, 6, contrast, **how), generate(model, batch, 6, contrast)
+    assert with_it.sequences.tolist() == plainly.sequences.tolist()
+    torch.testing.assert_close(torch.stack(with_it.logits), torch.stack(plainly.logits), rtol=0, atol=1e-4)
 
 
 def test_other_prompts_than_the_reference_was_made_for():
