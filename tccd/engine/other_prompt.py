@@ -38,8 +38,8 @@ class OtherPrompt(Reference):
         UnsupportedModelError: there is no cache, or where the prompt ends is not known.
     """
 
-    inputs: Mapping[str, Any]
-    batch: _Batch | None = None
+    inputs: Mapping[str, Any] = field(repr=False)
+    batch: _Batch | None = field(default=None, repr=False)
     needs_image = False
     needs_logits = True
     _last: WeakKeyDictionary[Any, Tensor] = field(default_factory=WeakKeyDictionary, repr=False)

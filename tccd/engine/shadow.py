@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,10 @@ from tccd.errors import UnsupportedModelError
 
 #: What a model is given one value a token of, all of shape (..., batch, tokens); `generate` makes them longer.
 _PER_TOKEN = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+
+#: One at a time has its own state on a model's modules.
+_turns: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
+_turns_lock = threading.Lock()
 
 
 class ShadowPart(Part):
@@ -112,7 +118,7 @@ class ShadowLayer(Rider, CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
-        self.shadow.select(indices)
+        self.shadow.select(torch.arange(self.shadow.rows, device=indices.device)[indices])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row several times."""
@@ -250,10 +256,16 @@ class ModuleState:
     def __init__(self, model: nn.Module) -> None:
         self._places = [place for module in model.modules() for place in (module.__dict__, module._buffers)]
         self._own: dict[tuple[int, str], Any] = {}
+        with _turns_lock:
+            self._turn = _turns.setdefault(model, threading.Lock())
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Meanwhile the modules have what this stream left last time; afterwards, what they had before."""
+        with self._turn:
+            yield from self._swapped()
+
+    def _swapped(self) -> Iterator[None]:
         before = [dict(place) for place in self._places]
         self._put(self._own)
         try:

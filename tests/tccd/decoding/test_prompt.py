@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -229,6 +230,27 @@ def test_the_model_s_own_prompt_takes_nothing_away():
     ours = generate(model, batch, 6, Contrast(model, OtherPrompt(batch), alpha_cd=3.0))
     plain = generate(model, batch, 6)
     torch.testing.assert_close(torch.stack(ours.logits), torch.stack(plain.logits), rtol=0, atol=1e-4)
+
+
+def test_two_threads_on_one_model():
+    model = cached_tiny("qwen2_5_vl")
+    batches = [inputs("qwen2_5_vl", [Row(after=4 + i)], seed=i) for i in range(3)]
+    others = [inputs("qwen2_5_vl", [Row(images=i, before=9)], seed=7 + i) for i in range(2)]
+    doors = [*(Contrast(model, OtherPrompt(other), alpha_cd=2.0) for other in others), None]
+    alone = [generate(model, b, 8, c).sequences.tolist() for b, c in zip(batches, doors, strict=True)]
+    together: dict[int, list] = {0: [], 1: [], 2: []}
+
+    def work(i: int) -> None:
+        for _ in range(4):
+            together[i].append(generate(model, batches[i], 8, doors[i]).sequences.tolist())
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(together[i] == [alone[i]] * 4 for i in range(3))
+    assert_nothing_left(model)
 
 
 @pytest.mark.parametrize("with_images", [True, False])

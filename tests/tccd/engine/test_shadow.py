@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from tccd.engine.shadow import ModuleState, Shadow
+from tccd.engine.shadow import ModuleState, Shadow, ShadowLayer
 from tccd.errors import UnsupportedModelError
 from tests import oracle
 from tests.tiny import CAUSAL_FAMILIES, TEXT_IDS, Row, cached_tiny, inputs, tiny
@@ -114,6 +114,22 @@ def _row(family: str, batch: dict[str, Any], row: int) -> dict[str, Any]:
     return alone | {"pixel_values": torch.cat(pixels), "image_grid_thw": grids}
 
 
+def test_it_follows_the_other_ways_to_choose_rows_of_a_cache():
+    model, batch = cached_tiny("qwen2_5_vl"), inputs("qwen2_5_vl", [Row(images=0, before=4), Row(images=0)])
+    shadow, same = Shadow(model, batch), Shadow(model, batch)
+    rider, tokens = ShadowLayer(None, 0, 9, shadow), words(3, 3)
+    shadow.prefill()
+    same.prefill()
+    rider.batch_repeat_interleave(3)
+    rider.batch_select_indices(torch.tensor([True, False, False, False, True, True]))
+    same.select(torch.tensor([0, 1, 1]))
+    assert_close(shadow.step(tokens), same.step(tokens), atol=1e-5)
+    assert rider.get_seq_length() == 12
+    rider.crop(10)  # the legacy form: the length to keep
+    same.crop(2)
+    assert_close(shadow.step(tokens[:, :1]), same.step(tokens[:, :1]), atol=1e-5)
+
+
 def test_a_crop_into_the_prompt_is_refused():
     model, batch = cached_tiny("llava"), inputs("llava")
     shadow = Shadow(model, batch)
@@ -182,13 +198,13 @@ def test_the_first_forward_of_a_model_may_be_a_shadow(family):
 def test_state_is_put_back_after_an_error():
     model = torch.nn.Linear(2, 2)
     model.register_buffer("seen", torch.zeros(1))
-    model.count, model.name = 0, "plain"
+    model.count, model.name, model.ready = 0, "plain", False
     before, state = model.seen, ModuleState(model)
 
     def fail(turn: int) -> None:
         with state.apart():
             assert model.count == turn - 1
-            model.count, model.seen, model.name = turn, torch.ones(1), "named"
+            model.count, model.seen, model.name, model.ready = turn, torch.ones(1), "named", True
             raise KeyError
 
     for turn in (1, 2):
@@ -196,4 +212,4 @@ def test_state_is_put_back_after_an_error():
             fail(turn)
         assert model.count == 0
         assert model.seen is before
-    assert model.name == "named"  # words are no state of a stream
+    assert (model.name, model.ready) == ("named", True)  # words and flags are no stream's state
