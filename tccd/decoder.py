@@ -133,6 +133,23 @@ def _final_norm(decoder: nn.Module, width: int, name: str) -> nn.Module:
     return norms[0]
 
 
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The attention of a decoder layer: the outermost module in it that calls itself so.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    for module in layer.modules():
+        if module is not layer and is_attention(module):
+            return module
+    raise UnsupportedModelError(f"{type(layer).__name__} has no attention that could be found by its name")
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module calls itself attention."""
+    return "attention" in type(module).__name__.lower()
+
+
 def first_tensor(output: Any) -> Tensor:
     """The hidden states of a decoder layer's output, which is a tensor or a tuple that starts with it."""
     return output[0] if isinstance(output, tuple) else output

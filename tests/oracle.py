@@ -166,16 +166,15 @@ def withheld_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 @torch.no_grad()
 def mean_image_logits(model: Any, inputs: dict[str, Any], mean: Tensor) -> Tensor:
-    """Logits of a whole forward in which every vision position is one and the same at each layer.
+    """Logits of a whole forward in which every vision position is one and the same to each layer's attention.
 
-    Its state is the layer's row of `mean`, shape (layers, hidden), and it stands where the row's middle one
-    stands.
+    It gets the layer's row of `mean`, shape (layers, hidden), for it, and the place of the row's middle one.
     """
     ids = inputs["input_ids"]
     vision = torch.isin(ids, torch.tensor(sorted(vision_ids_of(model))))
     if "attention_mask" in inputs:
         vision = vision & inputs["attention_mask"].bool()
-    layers = list(model.get_decoder().layers)
+    attentions = [layer.self_attn for layer in model.get_decoder().layers]
 
     def moved(value: Tensor) -> Tensor:
         """Positions, shape (..., batch or 1, columns, width), the middle one's at every vision column."""
@@ -190,12 +189,12 @@ def mean_image_logits(model: Any, inputs: dict[str, Any], mean: Tensor) -> Tenso
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        hidden[vision] = mean[layers.index(module)].to(hidden.dtype)
+        hidden[vision] = mean[attentions.index(module)].to(hidden.dtype)
         kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
         kwargs["position_embeddings"] = tuple(moved(value) for value in kwargs["position_embeddings"])
         return (hidden,), kwargs
 
-    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+    handles = [one.register_forward_pre_hook(hook, with_kwargs=True) for one in attentions]
     try:
         return model(**inputs, use_cache=False).logits
     finally:

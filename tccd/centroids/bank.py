@@ -48,8 +48,8 @@ class CentroidBank:
             (`images`, `tokens`: what it is a mean of), others.
         tccd_version: version of tccd that made it.
         vision_mean: what the reference `mean-vision` shows in an image's place: shape (num_layers, hidden), fp32,
-            on the CPU. Row `L` is the mean, over all vision tokens of the fitted images, of what decoder layer `L`
-            gets: row 0 of the embeddings, later rows of what the model adds between layers too. None where it was
+            on the CPU. Row `L` is the mean, over all vision tokens of the fitted images, of what the attention of
+            decoder layer `L` is given (behind the layer's first norm). None where it was
             not fitted.
 
     Raises:
@@ -178,7 +178,8 @@ class CentroidBank:
         Args:
             model: the transformers model that they belong to, or its `ModelIdentity`.
             arrays: by (modality, layer), each of shape (K, hidden) and floating point, as a numpy array or tensor.
-            vision_mean: the mean vision token before each decoder layer, of shape (num_layers, hidden).
+            vision_mean: what each layer's attention is given for a mean vision token, of shape (num_layers,
+                hidden).
             provenance: what is known of them (`data`, `prompt`, `images`, ...), as JSON values.
 
         Raises:

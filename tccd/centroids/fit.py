@@ -79,9 +79,9 @@ def fit_bank(
         max_rows: rows that one k-means fits at most; a seeded sample where there are more. The bank's entries
             say how many were left out. None fits all, in memory.
         vision_mean: fit what the reference `mean-vision` needs, too: the mean over all vision tokens of what each
-            decoder layer gets. Give it 100 images or more. It takes the forward passes to the last layer, where
-            they else end after the highest of `layers`: 1.6 times their time at text 12, vision 16 of 28 layers
-            (0.92 B parameters, CPU); summing up adds nothing that was measurable.
+            decoder layer's attention is given. Give it 100 images or more. It takes the forward passes to the
+            last layer, where they else end after the highest of `layers`: 1.6 times their time at text 12,
+            vision 16 of 28 layers (0.92 B parameters, CPU); summing up adds nothing that was measurable.
         data: name of the data source, for the provenance; `samples.source` when None.
         created: time for the provenance, ISO 8601; now when None.
         work_dir: folder for the harvest, which is kept and resumed there; a temporary one when None, which is kept

@@ -54,7 +54,7 @@ class Harvest:
         return Rows(self._shards(), name)
 
     def vision_sums(self) -> VisionSums:
-        """The vision tokens' states before each decoder layer, summed up over all prompts.
+        """What each decoder layer's attention is given for vision tokens, summed up over all prompts.
 
         Raises:
             FitError: they were not asked for.
@@ -107,8 +107,8 @@ def harvest(
             contiguous reading.
         max_vision_tokens_per_image: keep a seeded sample of so many vision rows of a prompt; all when None.
         seed: of that sample.
-        vision_mean: sum up, too, what each decoder layer gets at every vision token (`Harvest.vision_sums`);
-            `layers` may then be empty.
+        vision_mean: sum up, too, what each layer's attention is given at every vision token
+            (`Harvest.vision_sums`); `layers` may then be empty.
         on_batch: called after each batch with the batches done and their number, None where it is not known.
 
     Raises:

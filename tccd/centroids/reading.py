@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tccd.centroids.vision_mean import VisionSums
 from tccd.data.pictures import to_rgb
-from tccd.decoder import Decoder, first_tensor
+from tccd.decoder import Decoder, attention_of, first_tensor
 from tccd.errors import ConfigError, DataError
 from tccd.inputs import PAPER_PROMPT, check_context, encode
 from tccd.modality import SEGMENTS, Modality, ModalityMap, modality_map, vision_token_ids
@@ -80,7 +80,7 @@ class Read(NamedTuple):
 
     Attributes:
         rows: hidden states by name such as `text.12`.
-        sums: of the vision tokens' states before each layer, where the vision mean was asked for.
+        sums: of what each layer's attention is given for vision tokens, where the vision mean was asked for.
         short_tails: prompts with fewer text tokens than asked for.
     """
 
@@ -90,7 +90,7 @@ class Read(NamedTuple):
 
 
 class Reader:
-    """Forward hooks that keep chosen positions of chosen layers, and sum up the vision tokens before every layer.
+    """Forward hooks that keep chosen positions of chosen layers, and sum up what attention is given of images.
 
     Args:
         decoder: of the model.
@@ -103,7 +103,7 @@ class Reader:
         self._decoder, self._processor, self._wanted, self._how = decoder, processor, wanted, how
         self._vision_ids = vision_token_ids(decoder.model.config)
         self._kept_at = sorted(set().union(*wanted.values()))
-        # The forward ends after the last layer whose output is kept, or before the last one that is summed up.
+        # The forward ends after the last layer whose output is kept, or before the last attention.
         top = decoder.num_layers - 1
         self._last_output = max(self._kept_at, default=-1)
         self._summed = range(decoder.num_layers if how.vision_mean else 0)
@@ -160,7 +160,7 @@ class Reader:
 
         model, layers = self._decoder.model, self._decoder.layers
         handles = [
-            layers[layer].register_forward_pre_hook(
+            attention_of(layers[layer]).register_forward_pre_hook(
                 lambda _module, args, kwargs, layer=layer: add(layer, args, kwargs), with_kwargs=True
             )
             for layer in self._summed

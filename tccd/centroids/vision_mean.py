@@ -1,4 +1,4 @@
-"""The vision mean: what the tokens of an image are, on average, before each decoder layer.
+"""The vision mean: what each decoder layer's attention is given for a token of an image, on average.
 
 It is summed up batch by batch, so that nothing is kept of a token but its part in the sums.
 """
@@ -21,7 +21,7 @@ _CHUNK_ELEMENTS = 2**22
 
 @dataclass(frozen=True)
 class VisionSums:
-    """Sums of the vision tokens' states before each decoder layer, over any number of prompts.
+    """Sums of what each layer's attention is given for vision tokens, over any number of prompts.
 
     Attributes:
         sums: of the finite states, shape (num_layers, hidden), fp64.
@@ -43,7 +43,7 @@ class VisionSums:
         return cls(np.zeros((num_layers, hidden_size)), *counts)
 
     def add(self, layer: int, states: Tensor) -> None:
-        """Add what a layer gets at some vision positions.
+        """Add what a layer's attention is given at some vision positions.
 
         Args:
             layer: index of the decoder layer.
@@ -61,13 +61,13 @@ class VisionSums:
         """Make sure that there is a mean.
 
         Raises:
-            FitError: no state before a layer is finite.
+            FitError: a layer has no finite state.
         """
         empty = np.flatnonzero(self.kept == 0).tolist()
         if empty:
             raise FitError(
-                f"the vision tokens have no finite state before layers {empty}, so there is no vision mean: load "
-                "the model in another precision (--dtype), or leave the mean out (--no-vision-mean)"
+                f"vision tokens have no finite state in the attention of layers {empty}, so there is no vision "
+                "mean: load the model in another precision (--dtype), or leave the mean out (--no-vision-mean)"
             )
 
     def mean(self) -> tuple[Tensor, dict[str, Any]]:
@@ -78,7 +78,7 @@ class VisionSums:
             because they held a value that is not finite, over all layers).
 
         Raises:
-            FitError: no state before a layer is finite.
+            FitError: a layer has no finite state.
         """
         self.check()
         mean = torch.from_numpy((self.sums / self.kept[:, None]).astype(np.float32))

@@ -65,7 +65,9 @@ class _Reader:
         """Not reached."""
         return forward(states)
 
-    def run_attention(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_attention(
+        self, index: int | None, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """As it is."""
         return forward(*args, **kwargs)
 

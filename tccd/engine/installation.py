@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tccd.decoder import Decoder
+from tccd.decoder import Decoder, is_attention
 
 
 class Guest(Protocol):
@@ -52,8 +52,15 @@ class Guest(Protocol):
         """Run the head by its own forward."""
         ...
 
-    def run_attention(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a layer's attention by its own forward."""
+    def run_attention(
+        self, index: int | None, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a layer's attention by its own forward.
+
+        Args:
+            index: the layer; None for an attention inside its attention.
+            forward, args, kwargs: the attention's own.
+        """
         ...
 
     def close(self) -> None:
@@ -130,9 +137,12 @@ class _Installation:
         self._undo: list[Callable[[], None]] = []
         for index, layer in enumerate(decoder.layers):
             self._wrap(layer, lambda s, f, a, k, i=index: s.run_layer(i, f, a, k))
+            outermost = None
             for module in layer.modules():
-                if "attention" in type(module).__name__.lower():
-                    self._wrap(module, lambda s, f, a, k: s.run_attention(f, a, k))
+                if module is not layer and is_attention(module):
+                    outermost = outermost or module
+                    at = index if module is outermost else None
+                    self._wrap(module, lambda s, f, a, k, at=at: s.run_attention(at, f, a, k))
         self._wrap(decoder.norm, lambda s, f, a, k: s.run_norm(f, *a, **k))
         self._wrap(decoder.head, lambda s, f, a, k: s.run_head(f, *a, **k))
         before = decoder.model.register_forward_pre_hook(_before_forward, with_kwargs=True)

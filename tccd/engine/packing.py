@@ -46,6 +46,7 @@ class Step:
         self._memo: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         self._prefixes: dict[int, int] = {}
         self._layer: int | None = None
+        self._stood_in: int | None = None
 
     def activate(self, layer: int | None) -> bool:
         """Pack the twins begun below `layer` (all of them for None) from now on; False if they run no row."""
@@ -62,12 +63,28 @@ class Step:
             packed = self._packed
         else:
             packed = torch.cat([clean, *(on(part.hidden, clean) for part in self.active)], 1)
+        return packed
+
+    def stand_in(self, layer: int, hidden: Tensor | None) -> None:
+        """Put into what a layer's attention is given the states of stand-ins that it runs.
+
+        Args:
+            layer: its index.
+            hidden: shape (batch, n + rows, hidden); changed in place, in rows that nothing else is made of.
+        """
+        width = self.n + sum(part.rows for part in self.active)
+        if hidden is None or hidden.shape[1] != width:
+            return
         at = self.n
         for part in self.active:
-            if part.stand_in is not None and self._layer is not None:
-                packed[:, at] = part.stand_in.states[self._layer].to(packed)
+            if part.stand_in is not None:
+                hidden[:, at] = part.stand_in.states[layer].to(hidden)
             at += part.rows
-        return packed
+        self._stood_in = layer
+
+    def stood_in(self, layer: int) -> bool:
+        """Whether every stand-in that a layer ran got its state."""
+        return self._stood_in == layer or all(part.stand_in is None for part in self.active)
 
     def _follow(self, clean: Tensor) -> None:
         # Between two layers the model added something (Qwen3-VL's deepstack: visual features, at the vision

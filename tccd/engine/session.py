@@ -230,6 +230,10 @@ class Session:
         split = step.prefill and (causal or apart)
         with CausalFirst(step.n, packed["attention_mask"], causal, apart) if split else nullcontext():
             output = forward(step.pack(clean), **packed | {"past_key_values": cache})
+        if not step.stood_in(index):
+            raise UnsupportedModelError(
+                f"decoder layer {index} did not run its attention as expected, so a mean image can't stand in it"
+            )
         if not cache.updated:
             raise UnsupportedModelError(
                 f"decoder layer {index} did not pass its keys and values through the cache (shared keys, "
@@ -273,8 +277,14 @@ class Session:
         self._kept = m, [[one.shape[1] for one in some] for some in found]
         return forward(torch.cat([states, *(one for some in found for one in some)], 1))
 
-    def run_attention(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Show whoever records attention the clean stream's weights only, in plain shapes."""
+    def run_attention(
+        self, index: int | None, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Give stand-ins their states; show whoever records attention the clean stream's weights, in plain
+        shapes."""
+        if index is not None:
+            hidden = args[0] if args else kwargs.get("hidden_states")
+            self._running().stand_in(index, hidden)
         output = forward(*args, **kwargs)
         cache = kwargs.get("past_key_values")
         if not isinstance(cache, PackedCache) or not isinstance(output, tuple):

@@ -44,7 +44,7 @@ class MeanColumn(StandIns):
     `n` equal keys with equal values are one key with `log n` added to its score.
 
     Attributes:
-        states: its state before each layer, whatever the layers make of it, shape (layers, hidden).
+        states: what the attention of each layer is given in its place, shape (layers, hidden).
         stands_for: columns of the prompt, boolean, shape (batch, prompt).
         at: the column of each row whose position it takes, shape (batch,).
     """

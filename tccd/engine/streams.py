@@ -206,7 +206,7 @@ class StreamPart(Part):
             states = self.stream.reference.states(own, self.first, found)
             own = torch.where(self.where.to(own.device)[..., None], states, own)
         if self.stand_in is not None:
-            own = torch.cat([clean[:, :1], own], 1)  # the row only; its state is set before each layer
+            own = torch.cat([clean[:, :1], own], 1)  # a row; what its attention is given is set in each layer
         self.hidden = own
 
     def follow(self, layer: int, added: Tensor) -> None:

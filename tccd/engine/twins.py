@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tccd.decoder import Decoder
+from tccd.decoder import Decoder, attention_of
 from tccd.engine.embeddings import read_embeddings, repeated
 from tccd.engine.reference import EMBEDDINGS
 from tccd.engine.stand_ins import MeanColumn
@@ -89,14 +89,16 @@ class Withheld(Twin):
 class MeanImage(Twin):
     """The mean of many images in each image's place: as many equal vision tokens as the image has.
 
-    At every layer a vision token's state is the mean of those of many images; one column stands for all of a row,
-    where the middle one of them is.
+    At every layer the attention is given, for a vision token, the mean of what it is given for those of many
+    images: behind the layer's first norm, so that what they have in common counts and what they differ in does
+    not. One column stands for all of a row, where the middle one of them is.
 
     Attributes:
-        mean: the mean state before each decoder layer, shape (layers, hidden).
+        mean: what the attention of each layer is given, shape (layers, hidden).
 
     Raises:
         ConfigError: it is of another width or number of layers than the model; by `bind`.
+        UnsupportedModelError: a layer has no attention that could be found; by `bind`.
     """
 
     mean: Tensor
@@ -110,6 +112,8 @@ class MeanImage(Twin):
                 f"the mean image has shape {tuple(self.mean.shape)}; expected one state a layer, {expected}: it "
                 "was fitted for another model"
             )
+        for layer in decoder.layers:
+            attention_of(layer)
         return self
 
     def layout(self, modalities: ModalityMap) -> Layout:

@@ -1,4 +1,7 @@
-"""The vision mean is the mean of what each layer gets at the vision tokens, in whole forwards with hooks."""
+"""The vision mean is that of what each layer's attention is given for vision tokens, in whole forwards with
+hooks."""
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +13,6 @@ from tccd.centroids.vision_mean import VisionSums
 from tccd.errors import ConfigError, FitError
 from tests.tccd.centroids.fakes import TinyProcessor, samples
 from tests.tiny import CAUSAL_FAMILIES, IMAGE, Row, cached_tiny, inputs, tiny
-
-DEEPSTACK = ("qwen3_vl",)
 
 
 class Ragged(TinyProcessor):
@@ -28,58 +29,53 @@ def fit(model, processor, given=None, **options):
     return fit_bank(model, processor, samples(7) if given is None else given, **options)
 
 
-def states_before(model, batch):
-    """What each layer gets at the vision tokens of a batch: by layer, shape (tokens, hidden), fp64."""
-    seen, found = batch["input_ids"] == IMAGE, {}
-    handles = [
-        layer.register_forward_pre_hook(
-            lambda _m, args, kwargs, i=i: found.update({i: args[0] if args else kwargs["hidden_states"]}),
-            with_kwargs=True,
-        )
-        for i, layer in enumerate(model.get_decoder().layers)
-    ]
+def given_to_attention(model, batch):
+    """What each layer's attention is given for the vision tokens, two ways: by layer, shape (tokens, hidden),
+    fp64."""
+    seen, direct, by_norm = batch["input_ids"] == IMAGE, {}, {}
+
+    def before_layer(layer, args, kwargs, i):
+        by_norm[i] = layer.input_layernorm(args[0] if args else kwargs["hidden_states"])[seen].double()
+
+    def before_attention(_, args, kwargs, i):
+        direct[i] = (args[0] if args else kwargs["hidden_states"])[seen].double()
+
+    handles = []
+    for i, layer in enumerate(model.get_decoder().layers):
+        for module, hook in ((layer, before_layer), (layer.self_attn, before_attention)):
+            handles.append(module.register_forward_pre_hook(partial(hook, i=i), with_kwargs=True))
     with torch.no_grad():
-        states = model(**batch, output_hidden_states=True, use_cache=False).hidden_states
+        model(**batch, use_cache=False)
     for handle in handles:
         handle.remove()
-    return [found[i][seen].double() for i in range(len(found))], [s[seen].double() for s in states]
+    return [direct[i] for i in range(len(direct))], [by_norm[i] for i in range(len(direct))]
 
 
 def oracle(model, processor, given, batch_size=3):
-    """The mean by layer, two ways: what layers get, and what the layers below them give."""
-    got, given_below, tokens = [], [], 0
+    """The mean by layer, two ways, and the number of tokens."""
+    got, normed, tokens = [], [], 0
     for start in range(0, len(given), batch_size):
         part = given[start : start + batch_size]
         batch = dict(processor([s.prompt for s in part], [[s.image] for s in part]))
         for name, value in batch.items():
             batch[name] = value.to(model.dtype) if value.is_floating_point() else value
-        before, below = states_before(model, batch)
-        got.append(torch.stack(before))
-        given_below.append(torch.stack(below[:-1]))
+        direct, by_norm = given_to_attention(model, batch)
+        got.append(torch.stack(direct))
+        normed.append(torch.stack(by_norm))
         tokens += int((batch["input_ids"] == IMAGE).sum())
-    return torch.cat(got, 1).mean(1), torch.cat(given_below, 1).mean(1), tokens
+    return torch.cat(got, 1).mean(1), torch.cat(normed, 1).mean(1), tokens
 
 
 @pytest.mark.parametrize("processor", [TinyProcessor, Ragged])
 @pytest.mark.parametrize("family", CAUSAL_FAMILIES)
-def test_it_is_the_mean_of_what_each_layer_gets(family, processor):
+def test_it_is_the_mean_of_what_each_attention_is_given(family, processor):
     model = cached_tiny(family)
     bank = fit(model, processor(family))
-    got, below, tokens = oracle(model, processor(family), samples(7))
+    got, normed, tokens = oracle(model, processor(family), samples(7))
     assert bank.vision_mean.shape == (5, 64)
     torch.testing.assert_close(bank.vision_mean, got.float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(bank.vision_mean, normed.float(), rtol=0, atol=1e-5)
     assert bank.provenance["vision_mean"] == {"images": 7, "tokens": tokens, "dropped_states": 0}
-    added = (got - below).abs().amax(1)
-    assert bool((added > 0.01).any()) == (family in DEEPSTACK)
-
-
-def test_it_knows_what_the_model_adds_between_its_layers():
-    model = cached_tiny("qwen3_vl")
-    mean = fit(model, TinyProcessor("qwen3_vl")).vision_mean
-    _, below, _ = oracle(model, TinyProcessor("qwen3_vl"), samples(7))
-    apart = (mean - below).abs().amax(1)
-    assert apart[0] < 1e-5
-    assert (apart[1:] > 0.01).any()
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3"])
@@ -185,7 +181,7 @@ def test_a_model_that_overflows_is_told_after_the_first_batch(tmp_path):
     model, processor = tiny("llava"), TinyProcessor("llava")
     with torch.no_grad():
         model.get_decoder().layers[1].mlp.down_proj.weight.fill_(float("inf"))
-    with pytest.raises(FitError, match=r"no finite state before layers \[2, 3, 4\].*--dtype.*--no-vision-mean"):
+    with pytest.raises(FitError, match=r"attention of layers \[2, 3, 4\].*--dtype.*--no-vision-mean"):
         fit(model, processor, work_dir=tmp_path)
     assert processor.calls == 1
     assert not list(tmp_path.glob("batch-*"))
