@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tccd.decoding.vllm import admission, banks, http, joints, metrics, promise
+from tccd.decoding.vllm.refusals import vision_ids
 from tccd.decoding.vllm.settings import Settings, asked, listed, settings
 from tccd.errors import ConfigError, TCCDError
-from tccd.modality import vision_token_ids
 
 
 def install() -> None:
@@ -94,12 +94,19 @@ def _process_inputs(
         found = wanted(extra)
         request = original(processor, request_id, prompt, params, *args, **kwargs)
         if found is not None:
-            admission.check(request, vision_token_ids(processor.model_config.hf_config))
+            admission.check(request, found, vision_ids(processor.vllm_config), _room(processor.vllm_config))
             metrics.admitted(processor.model_config.served_model_name)
     except Exception:
         _forget_images(processor.renderer.mm_processor_cache, prompt, request)
         raise
     return request
+
+
+def _room(config: Any) -> admission.Room:
+    blocks = config.cache_config.num_gpu_blocks
+    return admission.Room(
+        config.model_config.max_model_len, int(blocks) if blocks else None, int(config.cache_config.block_size)
+    )
 
 
 def _render_and_add_requests(
