@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tccd.decoding.vllm.pairs import TOKENS, without_vision
-from tccd.decoding.vllm.settings import Settings, tail_start
+from tccd.decoding.vllm.settings import NO_IMAGE, Settings, tail_start
 
 VISION = ("image", "video", "vision_chunk")
 
@@ -42,12 +42,6 @@ def check(request: Any, found: Settings, vision_ids: tuple[int, ...], room: Room
     said = room.lacks(len(ids), other, request.sampling_params.max_tokens)
     if said:
         raise VLLMValidationError(said)
-
-
-NO_IMAGE = (
-    "TCCD contrasts against the prompt's text after its last image, and this prompt has no image; send one, or "
-    "leave the tccd_* parameters out"
-)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,11 @@ def hand_down(config: Any, key: str, value: Any) -> None:
     config.additional_config = {**(config.additional_config or {}), key: value}
 
 
+def give(params: Any, key: str, value: Any) -> None:
+    """Add to one request's extra arguments, which vLLM hands through all its processes."""
+    params.extra_args = {**(params.extra_args or {}), key: value}
+
+
 def note(thing: Any, value: Any) -> None:
     """Remember something of ours on an object of vLLM's, for as long as that lives."""
     thing.tccd = value

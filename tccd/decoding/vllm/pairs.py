@@ -24,10 +24,10 @@ from tccd.decoding.vllm.settings import Settings, tail_start
 from tccd.errors import TCCDError
 
 #: Where a shadow's parameters carry its `Link`; no request from outside can hold one.
-KEY = "tccd_shadow"
+KEY = "shadow_link"
 SUFFIX = "#shadow"
-#: Where the front end puts the tokens of another prompt. `settings.KEYS` has no such name: a user can't.
-TOKENS = "tccd_prompt_tokens"
+#: Where the front end puts the tokens of another prompt, whatever a request had there.
+TOKENS = "shadow_prompt"
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,7 @@ def link(params: Any) -> Link | None:
     return found if isinstance(found, Link) else None
 
 
-def make(
-    request: Any, found: Settings, banks: Banks, vision_ids: Sequence[int], block: int
-) -> Pair:
+def make(request: Any, found: Settings, banks: Banks, vision_ids: Sequence[int], block: int) -> Pair:
     """A request's shadow.
 
     Args:
@@ -141,9 +139,11 @@ def _other_prompt(request: Any) -> tuple[list[int], list[Any]]:
     held = (request.sampling_params.extra_args or {}).get(TOKENS)
     if not held:
         raise TCCDError(f"{request.request_id} came without the tokens of its other prompt")
-    ids, offsets = held["tokens"], held["images"]
-    places = [replace(f.mm_position, offset=at) for f, at in zip(request.mm_features, offsets, strict=bool(offsets))]
-    return list(ids), [replace(f, mm_position=at) for f, at in zip(request.mm_features, places, strict=False)]
+    moved = [
+        replace(feature, mm_position=replace(feature.mm_position, offset=at))
+        for feature, at in zip(request.mm_features, held["images"], strict=False)  # none, or one for each
+    ]
+    return list(held["tokens"]), moved
 
 
 def _parameters(request: Any, link: Link) -> Any:

@@ -107,7 +107,6 @@ def vision_ids(config: Any) -> tuple[int, ...]:
         return ()
 
 
-
 def identity(config: Any) -> ModelIdentity:
     """What is known of the model before its weights are loaded."""
     model = config.model_config

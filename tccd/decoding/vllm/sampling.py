@@ -51,7 +51,11 @@ class Pairs:
 
     def those(self, kept: Sequence[bool]) -> Pairs:
         """Some of them."""
-        held = [entry for entry, keep in zip(zip(self.clean, self.shadow, self.rules, strict=True), kept, strict=True) if keep]
+        held = [
+            entry
+            for entry, keep in zip(zip(self.clean, self.shadow, self.rules, strict=True), kept, strict=True)
+            if keep
+        ]
         return Pairs(*map(list, zip(*held, strict=True))) if held else Pairs()  # type: ignore[arg-type]
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from tccd.decoding.config import TCCDConfig
+from tccd.decoding.vllm import prompts
 from tccd.decoding.vllm.banks import Banks
 from tccd.errors import ConfigError
 from tccd.modality import Modality
@@ -35,6 +36,13 @@ ELSEWHERE = {
     "noised-image": "its pixels would have to be made anew in each process",
     "early-exit": "its layers would have to pass the head of a compiled model",
 }
+
+
+#: What a request without an image is told, where its reference needs one.
+NO_IMAGE = (
+    "TCCD contrasts against the prompt's text after its last image, and this prompt has no image; send one, or "
+    "leave the tccd_* parameters out"
+)
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,8 @@ def read(asked: tuple[tuple[str, type, Any], ...], banks: Banks) -> Settings | N
             "tccd_reference 'prompt' needs tccd_prompt, and no other reference takes one; it is JSON such as "
             '{"text": "..."} or {"messages": [...]}'
         )
+    if prompt is not None:
+        prompts.parse(prompt)
     if reference in CENTROIDS:
         return _with_centroids(values, banks, reference)
     misplaced = [PREFIX + name for name in ("bank", "layer", "alpha_interp") if name in values]
@@ -201,7 +211,11 @@ def _check_keys(wanted: Mapping[str, Any]) -> None:
         raise ConfigError(f"unknown TCCD parameters {listed(unknown)}{hint}; expected some of {', '.join(KEYS)}")
     for key, value in wanted.items():
         scalar = value is None or isinstance(value, str | int | float)
-        if key == PREFIX + "prompt" and isinstance(value, str) and len(value) <= LONGEST_PROMPT:
+        if key == PREFIX + "prompt":
+            if not isinstance(value, str) or len(value) > LONGEST_PROMPT:
+                raise ConfigError(
+                    f"{key} is {quoted(value)}; expected JSON of at most {LONGEST_PROMPT} characters"
+                )
             continue
         if not scalar or len(quoted(value)) > QUOTED or (isinstance(value, int) and value.bit_length() > 600):
             raise ConfigError(f"{key} is {quoted(value)}; expected one number or one word")

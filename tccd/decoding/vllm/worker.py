@@ -100,6 +100,12 @@ class Attached:
         if self.runner.device.type == "cpu":
             objects.around("V1 bookkeeping", self.runner, self._bookkeeping)
 
+    @property
+    def backend(self) -> str:
+        """Name of vLLM's attention backend."""
+        layers = self.config.compilation_config.static_forward_context.values()
+        return next((str(b.get_name()) for layer in layers if (b := getattr(layer, "attn_backend", None))), "none")
+
     def hear(self, scheduled: Any) -> None:
         """Take note of shadows that come or go."""
         if self.shadows:
