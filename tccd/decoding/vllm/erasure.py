@@ -1,7 +1,7 @@
 """One opaque operation after each of the banks' layers: it moves the rows of shadows to their nearest centroids.
 
-Which rows, to which centroids, and how far, stands in buffers that live as long as the model. So compiled code and CUDA
-graphs that hold the operation hold for every step, whoever is in the batch.
+Which rows, to which centroids, and how far, stands in buffers that live as long as the model. So compiled code and
+CUDA graphs that hold the operation hold for every step, whoever is in the batch.
 
 On a CPU the rows are picked out. On a GPU every row is computed and the right ones are kept: a graph can record
 that, since no shape depends on the data, and nothing waits for the device.

@@ -7,8 +7,8 @@ depends on the reference:
 - `no-vision`: the prompt without its image tokens, closed up;
 - `prompt`: the tokens that the front end made of other words.
 
-Blocks that hold the same states are shared through vLLM's prefix cache. It finds a block by a hash of its tokens, of
-all before it and of its images, so a shadow's blocks are found by anybody with the same words and images. Only
+Blocks that hold the same states are shared through vLLM's prefix cache. It finds a block by a hash of its tokens,
+of all before it and of its images, so a shadow's blocks are found by anybody with the same words and images. Only
 where states are moved to centroids does that not suffice: such blocks are hashed with the centroids, too.
 """
 
@@ -172,8 +172,8 @@ def mark(found: Settings, banks: Banks, moved: int) -> str:
 class MovedHasher:
     """Block hashes of a shadow: the request's own before the first moved position, and others from there on.
 
-    What only the rule needs (`alpha_cd`, `beta`, gate) is no part of them: no cached state depends on it. The chain
-    is vLLM's, kept on the side, so the hashes are the same however many blocks come at a time.
+    What only the rule needs (`alpha_cd`, `beta`, gate) is no part of them: no cached state depends on it. The
+    chain is vLLM's, kept on the side, so the hashes are the same however many blocks come at a time.
 
     Args:
         original: vLLM's hasher.

@@ -87,7 +87,8 @@ def _create_engine_config(original: Callable[..., Any], arguments: Any, *args: A
     return config
 
 
-#: All that is wrapped of the engine's start; its scheduler and worker are classes of ours (`SCHEDULERS`, `WORKER`).
+#: All that is wrapped of the engine's start; its scheduler and worker are classes of ours (`SCHEDULERS`,
+#: `WORKER`).
 AROUND: dict[str, Callable[..., Any]] = {"configuration": _create_engine_config}
 
 

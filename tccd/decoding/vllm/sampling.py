@@ -1,11 +1,12 @@
 """From the rows of a request and its shadow to the logits that vLLM samples from.
 
 After the model vLLM takes the post-norm states of the rows that a token is sampled from and calls the model's
-`compute_logits`; what comes back goes through penalties, grammars and sampling. `ContrastingHead` stands in the place
-of `compute_logits`, so that all of these see contrasted logits. The rows of all other requests pass unchanged.
+`compute_logits`; what comes back goes through penalties, grammars and sampling. `ContrastingHead` stands in the
+place of `compute_logits`, so that all of these see contrasted logits. The rows of all other requests pass
+unchanged.
 
-Where the rule is linear the two states are combined before the head. Otherwise the two rows of logits are. All rows
-that are contrasted go through one call, whatever each asks for: settings are tensors, one value a row.
+Where the rule is linear the two states are combined before the head. Otherwise the two rows of logits are. All
+rows that are contrasted go through one call, whatever each asks for: settings are tensors, one value a row.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The scheduler that keeps a contrasted request and its shadow in step: vLLM's own, with hooks of it overridden.
 
 A sequence's *last row* is the one that computes its last known token: the row that the next token is sampled from.
-The one invariant: **a step runs the last rows of both sequences of a pair, or of neither.** So their logits meet in one
-step, and one token is given to both. All else (chunked prefill, prefix cache, preemption) is vLLM's.
+The one invariant: **a step runs the last rows of both sequences of a pair, or of neither.** So their logits meet
+in one step, and one token is given to both. All else (chunked prefill, prefix cache, preemption) is vLLM's.
 
 - A pair is born in `add_request`: the shadow is queued before its request.
 - Admission, and every step but the last of a prefill, leave the last token for later.
-- In `running` a shadow stands right before its request. When its turn comes and both have one token left, room is made
-  for both; else neither runs its last row.
+- In `running` a shadow stands right before its request. When its turn comes and both have one token left, room is
+  made for both; else neither runs its last row.
 - The request is admitted once the prefix that it shares with its shadow is computed, so it is computed once.
 - Both end together; what the shadow puts out is dropped.
 """
@@ -20,7 +20,6 @@ from typing import Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus

@@ -1,8 +1,8 @@
 """The worker that pairs run in: vLLM's own, which attaches to its model runner after the weights are there.
 
-Each step the worker hears which sequences come and go; here it keeps a `Link` for each shadow. Once the runner has laid
-out the batch, `lay_out` says which rows are moved to centroids (`erasure`), and which rows are the last ones of a pair
-(`sampling`). After sampling, a shadow gets its request's token.
+Each step the worker hears which sequences come and go; here it keeps a `Link` for each shadow. Once the runner has
+laid out the batch, `lay_out` says which rows are moved to centroids (`erasure`), and which rows are the last ones
+of a pair (`sampling`). After sampling, a shadow gets its request's token.
 
 V1 runs on CPUs and some GPUs, V2 is the default on CUDA. They differ in where a batch is laid out and sampled.
 """

@@ -161,7 +161,7 @@ def _plan_ahead() -> None:
         settle(config)
         config.scheduler_config.async_scheduling = True
 
-    CpuPlatform.check_and_update_config = ahead  # type: ignore[method-assign]
+    CpuPlatform.check_and_update_config = staticmethod(ahead)  # type: ignore[assignment,method-assign]
 
 
 if __name__ == "__main__":

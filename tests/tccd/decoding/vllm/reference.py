@@ -101,7 +101,7 @@ def _text_only(model: Any, ids: list[int]) -> torch.Tensor:
 
 def _other_prompt(folder: Path, ask: Ask, description: dict[str, Any], tokens: list[int]) -> torch.Tensor:
     """Logits along the same answer after another prompt, made by the processor itself."""
-    model, processor = load(folder)
+    model, _ = load(folder)
     if "tokens" in description:
         kept = [*description["tokens"], *tokens[:-1]]
         return _text_only(model, kept)[len(description["tokens"]) - 1 :]
