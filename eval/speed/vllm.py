@@ -1,8 +1,9 @@
 """TCCD inside vLLM against vanilla vLLM and a client that combines two requests: `python -m eval.speed vllm`.
 
 One random-weight Qwen2.5-VL, one process, two engines on it: one started before the plugin, one with it. Ways
-take turns. Prefill is the CPU time of the engine's steps up to the first token of every request, decode that of the
-steps after them, a token. The front end (tokenizer, image processor) is outside both; images keep their encoder outputs.
+take turns. Prefill is the CPU time of the engine's steps up to the first token of every request, decode that of
+the steps after them, a token. The front end (tokenizer, image processor) is outside both; images keep their
+encoder outputs.
 
 Ratios are over the plugin's own engine without a TCCD request. Those over the vanilla engine stand beside them:
 two engines that run the same code can differ by more than TCCD costs.

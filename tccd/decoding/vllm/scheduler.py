@@ -20,6 +20,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
@@ -110,7 +111,7 @@ class PairScheduler(Scheduler):
         self.failed.clear()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for held in outputs.values():
-            held.outputs = [self._seen(output) for output in held.outputs if output.request_id not in shadows]
+            held.outputs[:] = [self._seen(output) for output in held.outputs if output.request_id not in shadows]
         for pair in pairs:
             if pair.clean.request_id in self.pairs:
                 self._settle(pair)
@@ -172,8 +173,11 @@ class PairScheduler(Scheduler):
 
     def _unstick(self, output: Any) -> None:
         """Steps that run nothing while sequences wait would go on for ever: the last pair makes room."""
-        waits = not output.total_num_scheduled_tokens and not any(r.num_in_flight_tokens for r in self.running)
-        self._idle = self._idle + 1 if waits and self.running else 0
+        if output.total_num_scheduled_tokens or self.pause_state == PauseState.PAUSED_ALL:
+            self._idle = 0
+            return
+        waits = bool(self.running) and not any(request.num_in_flight_tokens for request in self.running)
+        self._idle = self._idle + 1 if waits else 0
         if self._idle > PATIENCE:
             pair = next((self.pairs[r.request_id] for r in self.running[::-1] if r.request_id in self.pairs), None)
             if pair is not None:

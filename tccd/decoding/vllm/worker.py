@@ -90,6 +90,7 @@ class Attached:
             erasure.hook(decoder.layers[layer], layer)
         erasure.set_buffers(self.buffers)
         self.head = ContrastingHead(runner.model, language)
+        self._held: dict[int, Any] = {}  # seeds that sampling does not use
         self.attach()
         _running = weakref.ref(self)
 

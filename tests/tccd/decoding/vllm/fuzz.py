@@ -1,9 +1,9 @@
 """The scheduler against a worker that knows what every slot of the cache has to hold: `python -m ...fuzz BANK MODEL`.
 
-No model runs. The worker keeps, for each slot of the cache, a hash of all that a state there would depend on: every
-token up to it, images, and what states were moved with. Before a row runs, all slots that it would read are compared
-with what its own sequence says they hold. A token is a hash of the row that it is sampled from, and of the shadow's
-row. So an answer is right only if each of its rows was.
+No model runs. The worker keeps, for each slot of the cache, a hash of all that a state there would depend on:
+every token up to it, images, and what states were moved with. Before a row runs, all slots that it would read are
+compared with what its own sequence says they hold. A token is a hash of the row that it is sampled from, and of
+the shadow's row. So an answer is right only if each of its rows was.
 """
 
 from __future__ import annotations
@@ -95,14 +95,12 @@ class Known:
     def states(self) -> list[int]:
         """A hash of all that each position's state depends on."""
         for at in range(len(self._states), len(self.tokens)):
-            image = next(
-                ((which, at - offset) for offset, length, which in self.images if offset <= at < offset + length), ()
-            )
+            image = next(((ord(w), at - o) for o, length, w in self.images if o <= at < o + length), ())
             moved: tuple[Any, ...] = ()
             if self.link is not None and self.link.moved is not None:
                 held = self.link.settings
                 here = at >= self.link.moved if held.modality == "text" else self.tokens[at] == VISION
-                moved = (held.modality, held.layer, held.config.alpha_interp) if here else ()
+                moved = (len(held.modality), held.layer, held.config.alpha_interp) if here else ()
             before = self._states[-1] if self._states else 0
             self._states.append(hash((before, self.tokens[at], image, moved)))
         return self._states
@@ -110,7 +108,7 @@ class Known:
 
 def token(clean: int, shadow: int | None) -> int:
     """What is sampled from a row; with a shadow's, another one."""
-    return FIRST_WORD + hash((clean, shadow)) % (VOCABULARY - FIRST_WORD)
+    return FIRST_WORD + hash((clean, -1 if shadow is None else shadow)) % (VOCABULARY - FIRST_WORD)
 
 
 class Worker:
@@ -348,7 +346,9 @@ def _method(name: str, function: Callable[..., Any]) -> Callable[[Any], None]:
 
 
 def _room_unreserved(self: Any, pair: Any) -> bool:
-    return pair.clean.num_tokens_with_spec + pair.clean.num_output_placeholders - pair.clean.num_computed_tokens == 1
+    from tccd.decoding.vllm.scheduler import left
+
+    return left(pair.clean) == 1
 
 
 def _admit(module: Any) -> None:
@@ -441,7 +441,8 @@ def main() -> None:
     from vllm.v1.request import RequestStatus
 
     load_general_plugins()
-    config = EngineArgs(options.model, dtype="float32", max_model_len=72, enforce_eager=True).create_engine_config()
+    arguments = EngineArgs(options.model, dtype="float32", max_model_len=72, enforce_eager=True)
+    config = arguments.create_engine_config()
     from tccd.decoding.vllm import refusals, scheduler
 
     scheduler.check = lambda config: None
