@@ -134,7 +134,7 @@ def replacement(
             "--controls",
             help="Beside each cell of the lowest alpha and the first segment: a random direction of equal norm, a "
             "random centroid, text and vision with doses matched, and for text erasure that spares the answer's "
-            "position.",
+            "position. Beside each contrast with centroids: one with a random direction.",
             rich_help_panel=_GRID,
         ),
     ] = False,
@@ -309,7 +309,17 @@ def _tell(result: Mapping[str, Any], files: Sequence[Path], as_json: bool) -> No
     from probes.report.data import told
 
     if as_json:
-        parts = ("models", "data", "warnings", "cells", "controls", "ratio", "tccd_cells", "protocols")
+        parts = (
+            "models",
+            "data",
+            "warnings",
+            "cells",
+            "controls",
+            "ratio",
+            "tccd_cells",
+            "tccd_controls",
+            "protocols",
+        )
         shown = {part: result[part] for part in parts if part in result}
         print_json(shown | {"files": [str(file) for file in files]})
         return

@@ -32,6 +32,9 @@ FIT: dict[str, tuple[Any, ...]] = {
 PROBE: dict[str, tuple[Any, ...]] = {
     "alphas": ("", "x", "2", "-1", "nan", "0,,1", "0;1"),
     "alpha_cd": ("x", "nan", "inf", "1,,2"),
+    "reference": ("", "x", "no-vision,", "no-vision,no-vision", "no-vision=1", "blank-image=", "blank-image=x",
+                  "noised-image=1000", "noised-image=-1", "early-exit=x", "early-exit=99", "prompt", "prompt=",
+                  "no-vision+", "x*no-vision", "no-vision+no-vision", ["no-vision", "no-vision"]),
     "layers": ("5", "99", "text=3", "audio=1", ""),
     "segments": ("text", "text=foo", "audio=all", "text=all,text=all", "vision=question", "text=", ""),
     "limit": (0, -1, "x"),
@@ -87,6 +90,16 @@ def cases(world: World) -> Iterator[Case]:
         "probe with beta nan": (world.probe(beta="nan", alpha_cd="1"), "beta"),
         "probe with threshold x": (world.probe(alpha_cd="1", gate="margin", gate_threshold="x"), "threshold"),
         "probe with threshold nan": (world.probe(alpha_cd="1", gate="margin", gate_threshold="nan"), "threshold"),
+        "probe with no strength of a reference": (world.probe(reference="no-vision", alpha_cd=""), "strength"),
+        "probe with neither bank nor reference": (world.probe(bank=None), "reference"),
+        "probe with a bank's reference and no bank": (world.probe(bank=None, reference="mean-vision"), "bank"),
+        "probe at layers without a bank": (world.probe(bank=None, reference="no-vision", layers="1"), "layers"),
+        "probe with controls without a bank": (
+            [*world.probe(bank=None, reference="no-vision"), "--controls"], "controls"
+        ),
+        "probe with segments without a bank": (
+            world.probe(bank=None, reference="no-vision", segments="text=all"), "segments"
+        ),
         "probe with an unknown gate": (world.probe(alpha_cd="1", gate="x"), "gate"),
         "probe with one bank twice": (world.probe(bank=[world.bank, world.bank]), "once"),
         "probe with banks of two models": (world.probe(bank=[world.bank, world.other_bank]), "model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -21,7 +22,8 @@ from tccd.errors import ConfigError
 from tests import oracle
 
 BATCH = 8
-ALONE = ("no-vision", "blank-image=black", "early-exit=1", "early-exit=low", "noised-image=400")
+WORDS = "prompt=look away, {question}"
+ALONE = ("no-vision", "blank-image=black", "early-exit=1", "early-exit=low", "noised-image=400", WORDS)
 BANKED = ("text-centroid", "vision-centroid", "mean-vision")
 TOGETHER = ("mean-vision+-0.5*text-centroid",)
 
@@ -83,6 +85,9 @@ def slow(zoo, samples, row, bank):
     if name == "blank-image":
         shown = [Image.new("RGB", s.image.size, (0, 0, 0)) for s in samples]
         return oracle.full_logits(model, encode_samples(model, processor, samples, shown))[:, -1]
+    if name == "prompt":
+        others = [replace(s, prompt=f"look away, {s.prompt}") for s in samples]
+        return oracle.full_logits(model, encode_samples(model, processor, others))[:, -1]
     if name == "early-exit":
         half = (0, 2, 4) if row["layers"] == "low" else (row["layers"] + 1,)
         count = model.config.get_text_config().num_hidden_layers
@@ -93,9 +98,9 @@ def slow(zoo, samples, row, bank):
     vision = inputs["input_ids"] == model.config.image_token_id
     tail = (vision.flip(-1).cumsum(-1).flip(-1) == 0) & inputs["attention_mask"].bool()
     centroids = Centroids(bank.tensors[modality, row["layer"]])
-    replace = partial(centroids.replace, alpha_interp=row["alpha_interp"])
+    erase = partial(centroids.replace, alpha_interp=row["alpha_interp"])
     where = vision if modality == "vision" else tail
-    return oracle.full_logits(model, inputs, row["layer"], where, replace)[:, -1]
+    return oracle.full_logits(model, inputs, row["layer"], where, erase)[:, -1]
 
 
 def test_what_every_reference_answers_is_what_slow_forwards_answer(zoo, samples, bank, found):
@@ -125,14 +130,14 @@ def test_what_every_reference_answers_is_what_slow_forwards_answer(zoo, samples,
 
 def test_a_row_says_what_it_was_contrasted_with(found):
     rows = found["tccd_cells"]
-    assert [row["alpha_cd"] for row in rows] == [-1.0] * 18 + [2.0] * 18, "the weakest contrast first"
+    assert [row["alpha_cd"] for row in rows] == [-1.0] * 20 + [2.0] * 20, "the weakest contrast first"
     shown = [
         {
             key: row[key]
             for key in row
-            if key in ("reference", "weights", "layer", "bank", "color", "step", "layers")
+            if key in ("reference", "weights", "layer", "bank", "color", "step", "layers", "words")
         }
-        for row in rows[:9]
+        for row in rows[:10]
     ]
     centroid = {"layer": 2, "bank": "bank"}
     assert shown == [
@@ -141,6 +146,7 @@ def test_a_row_says_what_it_was_contrasted_with(found):
         {"reference": "early-exit", "layers": 1},
         {"reference": "early-exit", "layers": "low"},
         {"reference": "noised-image", "step": 400},
+        {"reference": "prompt", "words": "look away, {question}"},
         {"reference": "text-centroid"} | centroid,
         {"reference": "vision-centroid", "layer": 0, "bank": "bank"},
         {"reference": "mean-vision", "bank": "bank"},

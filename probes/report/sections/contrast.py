@@ -39,7 +39,11 @@ class Setting(Outcome, Tested):
     layer: Whole | None = None
     k: Count | None = None
     alpha_interp: Fraction | None = None
+    weights: list[float] | None = None
     color: str | None = None
+    step: Whole | None = None
+    layers: str | int | None = None
+    words: str | None = None
     alpha_cd: float
     beta: Fraction
     gate: str | None
@@ -61,6 +65,17 @@ class Setting(Outcome, Tested):
         return self
 
 
+class Drawn(Setting):
+    """A setting measured once more with something else in its reference's place.
+
+    `kind` is `random-direction`: each state moved as far as its centroid would move it, in a random direction.
+    `setting` is the number of the setting in `tccd_cells`.
+    """
+
+    kind: Literal["random-direction"]
+    setting: Whole
+
+
 class Protocol(Part):
     """What an alpha protocol chose: by task, the number of a setting in `tccd_cells` and its gain. One with
     `oracle` is an oracle upper bound.
@@ -76,9 +91,10 @@ class Protocol(Part):
 
 
 class Contrast(Part):
-    """Settings in the order that they were measured, and protocols by model."""
+    """Settings in the order that they were measured, their controls, and protocols by model."""
 
     tccd_cells: list[Setting] = []
+    tccd_controls: list[Drawn] = []
     protocols: dict[str, list[Protocol]] = {}
 
 
@@ -92,12 +108,16 @@ class ContrastSection(Section):
     name = "contrast"
     data = Contrast
     heavy = frozenset({"right"})
-    adjusted = ("tccd_cells",)
+    adjusted = ("tccd_cells", "tccd_controls")
     evidence = ("tccd_cells",)
 
     def check(self, result: Result) -> None:
-        """Protocols choose settings of their model."""
+        """Protocols choose settings of their model, and controls are of such."""
         cells = result.get("tccd_cells") or ()
+        for index, control in enumerate(result.get("tccd_controls") or ()):
+            at = control["setting"]
+            if at >= len(cells) or cells[at]["model"] != control["model"]:
+                raise DataError(f"result.tccd_controls[{index}] names setting {at}, which is none of its model's")
         for model, protocols in (result.get("protocols") or {}).items():
             for protocol in protocols:
                 for task, at in protocol["chosen"].items():
@@ -110,6 +130,9 @@ class ContrastSection(Section):
     def shifted(self, result: Result, before: Mapping[str, int]) -> dict[str, Any]:
         """Settings are numbered on from those before."""
         found = super().shifted(result, before)
+        if "tccd_controls" in found:
+            first = before["tccd_cells"]
+            found["tccd_controls"] = [{**row, "setting": row["setting"] + first} for row in found["tccd_controls"]]
         for model, protocols in found.get("protocols", {}).items():
             moved = [
                 {**p, "chosen": {task: at + before["tccd_cells"] for task, at in p["chosen"].items()}}
