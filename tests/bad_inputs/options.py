@@ -32,9 +32,25 @@ FIT: dict[str, tuple[Any, ...]] = {
 PROBE: dict[str, tuple[Any, ...]] = {
     "alphas": ("", "x", "2", "-1", "nan", "0,,1", "0;1"),
     "alpha_cd": ("x", "nan", "inf", "1,,2"),
-    "reference": ("", "x", "no-vision,", "no-vision,no-vision", "no-vision=1", "blank-image=", "blank-image=x",
-                  "noised-image=1000", "noised-image=-1", "early-exit=x", "early-exit=99", "prompt", "prompt=",
-                  "no-vision+", "x*no-vision", "no-vision+no-vision", ["no-vision", "no-vision"]),
+    "reference": (
+        "",
+        "x",
+        "no-vision,",
+        "no-vision,no-vision",
+        "no-vision=1",
+        "blank-image=",
+        "blank-image=x",
+        "noised-image=1000",
+        "noised-image=-1",
+        "early-exit=x",
+        "early-exit=99",
+        "prompt",
+        "prompt=",
+        "no-vision+",
+        "x*no-vision",
+        "no-vision+no-vision",
+        ["no-vision", "no-vision"],
+    ),
     "layers": ("5", "99", "text=3", "audio=1", ""),
     "segments": ("text", "text=foo", "audio=all", "text=all,text=all", "vision=question", "text=", ""),
     "limit": (0, -1, "x"),
@@ -47,6 +63,32 @@ PROBE: dict[str, tuple[Any, ...]] = {
     "column": ("prompt=question", "nothing=prompt", "answer=", "image="),
 }
 GENERATE: dict[str, tuple[Any, ...]] = {
+    "reference": (
+        "",
+        " ",
+        "grey",
+        "TEXT-CENTROID",
+        "no_vision",
+        "no-vision",
+        "no-vision;prompt",
+        "text-centroid,",
+        "text-centroid,text-centroid",
+        "text-centroid=1",
+        "mean-vision=2",
+        "prompt",
+        "a" * 5000,
+        "\udcff",
+        "x*text-centroid",
+        "0*text-centroid",
+        "1*2*text-centroid",
+        "1e400*text-centroid",
+        "-text-centroid",
+    ),
+    "weights": ("", "x", "0", "nan", "inf", "1,2", "1,", "1;2", "1e300"),
+    "other_prompt": ("", "look away"),
+    "text_only": (True,),
+    "seed": (0, -1, "x"),
+    "fitted_on": ("another", ""),
     "alpha_cd": NUMBERS,
     "alpha_interp": (*NUMBERS, "-0.1", "1.1"),
     "beta": (*NUMBERS, "-1", "1.5"),
@@ -54,7 +96,7 @@ GENERATE: dict[str, tuple[Any, ...]] = {
     "gate_threshold": NUMBERS,
     "gate_ramp": ("nan", "-1"),
     "tokens": ("last",),
-    "layer": ("x", -1, 3, 5, 99),
+    "layer": ("x", -1, 3, 5, 99, "", "text=", "audio=1", "vision=2", "text=1,text=1", "text=1;vision=2", 10**30),
     "max_new_tokens": (0, -1, "x", 10**6, 10**30),
     "prompt": ("", "  ", "<image>", ["is there a circle?", "what is <image>?"], "\udcff", "word " * 3000),
     "image": (None, "", "/proc/nope", "/", "/dev/null"),
@@ -65,6 +107,33 @@ GENERATE: dict[str, tuple[Any, ...]] = {
 }
 
 
+#: Of `tccd generate` without a bank: a reference by what is wrong with its setting, or beside it.
+ALONE: tuple[dict[str, Any], ...] = (
+    *({"reference": f"blank-image={value}"} for value in ("", " ", "gray!", "#12", "256", "/", "/proc/nope", "=")),
+    *({"reference": f"noised-image={value}"} for value in ("", "x", "-1", "1000", "5.5", "\u00b2", 10**30)),
+    *(
+        {"reference": f"early-exit={value}"}
+        for value in ("", "middle", "-2", "5", "99", "3-1", "1-9", "1-", 10**30)
+    ),
+    {"reference": "text-centroid"},
+    {"reference": "vision-centroid,no-vision"},
+    {"reference": "mean-vision"},
+    {"reference": "prompt"},
+    {"reference": "prompt", "other_prompt": " "},
+    {"reference": "prompt", "other_prompt": "<image>"},
+    {"reference": "prompt", "other_prompt": "\udcff"},
+    {"reference": "prompt", "other_prompt": "word " * 3000},
+    {"reference": "prompt", "other_prompt": "word " * 3000, "text_only": True},
+    {"reference": "no-vision", "seed": 1},
+    {"reference": "no-vision", "layer": 1},
+    {"reference": "no-vision", "alpha_interp": 0.5},
+    {"reference": "no-vision,early-exit", "weights": "1"},
+    {"reference": "2*no-vision,early-exit", "weights": "1,1"},
+    {"reference": "no-vision", "alpha_cd": "nan"},
+    {"reference": "no-vision", "fitted_on": "llava-grounded"},
+)
+
+
 def cases(world: World) -> Iterator[Case]:
     """All of them."""
     for command, table in ((world.fit, FIT), (world.probe, PROBE), (world.generate, GENERATE)):
@@ -72,6 +141,14 @@ def cases(world: World) -> Iterator[Case]:
             for value in values:
                 shown = repr(value) if len(repr(value)) < 50 else repr(value)[:40] + "..."
                 yield Case(GROUP, f"{command.__name__} --{option} {shown}", command(**{option: value}))
+    for given in (
+        *ALONE,
+        {"reference": f"blank-image={world.manifest}"},
+        {"reference": f"blank-image={world.bank}"},
+    ):
+        shown = ", ".join(f"{name} {str(value)[:40]!r}" for name, value in given.items())
+        yield Case(GROUP, f"generate without a bank, {shown}", world.generate(bank=None, **given))
+    yield Case(GROUP, "generate without a bank", world.generate(bank=None), good=True)
     manifest = {"data": world.manifest, "prompt": "from-data"}
     together: dict[str, tuple[list[str], str]] = {
         "fit on a manifest with a split": (world.fit(**manifest, split="train"), "split"),
