@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from tccd.engine.reference import Part, Rider
 from tccd.errors import UnsupportedModelError
@@ -131,8 +131,8 @@ class Shadow:
     Args:
         model: the whole model, whose forward returns logits.
         inputs: what it takes for the prompts, one a row, by name: the processor's output, left padded.
-        cache: the clean stream's, still empty; the shadow's is of the same kind. The model makes one where this is
-            None, or static: that is as long as the clean sequence.
+        cache: the clean stream's, still empty; the shadow's is of the same kind. A dynamic one where this is None,
+            or static: that is as long as the clean sequence.
         copies: how many sequences there are of each prompt, side by side.
 
     Attributes:
@@ -145,7 +145,8 @@ class Shadow:
         if self._inputs.get("attention_mask") is None:
             self._inputs["attention_mask"] = torch.ones_like(self._inputs["input_ids"])
         self._copies = copies
-        self._cache = copy.deepcopy(cache) if cache is not None and not cache.is_compileable else None
+        growing = cache is not None and not cache.is_compileable
+        self._cache = copy.deepcopy(cache) if growing else DynamicCache(config=model.config)
         self._state = ModuleState(model)
         self._tokens: dict[str, Tensor] = {}
         self.generated = 0
@@ -165,7 +166,7 @@ class Shadow:
     @property
     def is_croppable(self) -> bool:
         """Whether a crop leaves no trace in its cache."""
-        return self._cache is None or bool(self._cache.is_croppable)
+        return bool(self._cache.is_croppable)
 
     def prefill(self) -> Tensor:
         """Run the prompts; returns the logits of their last column, shape (rows, 1, vocabulary)."""
@@ -178,11 +179,10 @@ class Shadow:
                 given["position_ids"] = self._model._prepare_position_ids_for_generation(ids, known)
             more = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
             output = self._forward(given, is_first_iteration=True, **more)
-        self._cache = output.past_key_values
-        if not isinstance(self._cache, Cache):
+        if getattr(output, "past_key_values", None) is not self._cache:
             raise UnsupportedModelError(
-                f"{type(self._model).__name__} keeps no keys and values in a transformers Cache, which another "
-                "prompt needs; contrast with a reference that has the same prompt"
+                f"{type(self._model).__name__} does not keep its keys and values in the cache that it is given, as "
+                "a second forward a step needs; contrast with a reference that has the same prompt"
             )
         self._tokens = {name: given[name] for name in _PER_TOKEN if given.get(name) is not None}
         logits = output.logits[:, -1:]
@@ -227,19 +227,16 @@ class Shadow:
                 "other prompt has other columns and can't follow"
             )
         self.generated -= tokens
-        if self._cache is not None:
-            self._cache.crop(-tokens)
+        self._cache.crop(-tokens)
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, in their order, one or several times each: indices, shape (rows,)."""
         self._tokens = {name: x.index_select(-2, rows.to(x.device)) for name, x in self._tokens.items()}
-        if self._cache is not None:
-            self._cache.reorder_cache(rows)  # which, unlike other ways to choose rows, every kind of layer has
+        self._cache.reorder_cache(rows)  # which, unlike other ways to choose rows, every kind of layer has
 
     def record_past(self) -> None:
         """Keep what a crop may need."""
-        if self._cache is not None:
-            self._cache.activate_past_recording()
+        self._cache.activate_past_recording()
 
 
 class ModuleState:
