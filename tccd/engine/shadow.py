@@ -146,7 +146,7 @@ class Shadow:
             self._inputs["attention_mask"] = torch.ones_like(self._inputs["input_ids"])
         self._copies = copies
         growing = cache is not None and not cache.is_compileable
-        self._cache = copy.deepcopy(cache) if growing else DynamicCache(config=model.config)
+        self._cache: Cache = copy.deepcopy(cache) if growing else DynamicCache(config=model.config)
         self._state = ModuleState(model)
         self._tokens: dict[str, Tensor] = {}
         self.generated = 0
@@ -181,8 +181,8 @@ class Shadow:
             output = self._forward(given, is_first_iteration=True, **more)
         if getattr(output, "past_key_values", None) is not self._cache:
             raise UnsupportedModelError(
-                f"{type(self._model).__name__} does not keep its keys and values in the cache that it is given, as "
-                "a second forward a step needs; contrast with a reference that has the same prompt"
+                f"{type(self._model).__name__} does not keep its keys and values in the cache that it is given, "
+                "which a second forward a step needs; contrast with a reference that has the same prompt"
             )
         self._tokens = {name: given[name] for name in _PER_TOKEN if given.get(name) is not None}
         logits = output.logits[:, -1:]
