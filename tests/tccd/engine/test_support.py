@@ -16,6 +16,7 @@ from tests.census.architectures import architecture
         ("gemma4:shared keys", r"layers \[3, 4\] \(Gemma4TextDecoderLayer\) take their keys from another layer"),
         ("lfm2_vl:convolutions", r"layers \[0, 2, 3\] \(Lfm2DecoderLayer\) convolve over the sequence"),
         ("qwen3_5", r"layers \[0, 2, 4\] \(Qwen3_5DecoderLayer\) convolve over the sequence"),
+        ("nemotron_h_omni", r"layers \[0\] \(NemotronHBlock\) convolve over the sequence"),
         ("minimax_m3_vl:sparse attention", r"decoder layers of kind \['minimax_m3_sparse'\]; TCCD is exact with"),
     ],
 )
