@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from probes.references import KINDS, parse
 from tccd import Contrast
 from tccd.centroids.bank import CentroidBank
 from tccd.cli.references import NAMES, Wanted, parse_layer, parse_references
@@ -112,6 +113,13 @@ def test_it_decodes_as_python_does(model_dir, loaded, bank, bank_file, shown, ty
 def test_every_reference_is_tried():
     tried = {term.name for typed in CASES for term in parse_references(typed)}
     assert tried == set(NAMES)
+
+
+def test_the_probe_knows_the_same_names_and_writes_two_at_once_in_the_same_way():
+    assert set(KINDS) | {"prompt"} == set(NAMES)
+    text = "blank-image=black+-0.5*no-vision"
+    probed = [(term.kind.name, term.value or None, term.weight) for term in parse(text)]
+    assert probed == [(term.name, term.value, term.weight) for term in parse_references(text)]
 
 
 def test_without_a_bank_the_image_is_withheld(model_dir, shown, bank_file):
