@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from tccd.engine.reference import Part, Rider
 from tccd.errors import UnsupportedModelError
@@ -137,10 +138,14 @@ class Shadow:
 
     Attributes:
         generated: how many tokens it was fed after its prompt.
+
+    Raises:
+        UnsupportedModelError: the model takes something else one value a token of (Mllama's cross-attention mask).
     """
 
     def __init__(self, model: Any, inputs: Mapping[str, Any], cache: Cache | None = None, copies: int = 1) -> None:
         self._model = model
+        _check_per_token(type(model).__name__, inputs)
         self._inputs: dict[str, Any] | None = dict(inputs)
         if self._inputs.get("attention_mask") is None:
             self._inputs["attention_mask"] = torch.ones_like(self._inputs["input_ids"])
@@ -237,6 +242,17 @@ class Shadow:
     def record_past(self) -> None:
         """Keep what a crop may need."""
         self._cache.activate_past_recording()
+
+
+def _check_per_token(name: str, inputs: Mapping[str, Any]) -> None:
+    shape = inputs["input_ids"].shape
+    for key, value in inputs.items():
+        known = key in ("input_ids", *_PER_TOKEN, *MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL)
+        if not known and isinstance(value, Tensor) and value.shape[:2] == shape:
+            raise UnsupportedModelError(
+                f"{name} takes {key!r} of shape {tuple(value.shape)}, one value a token, and what that is for new "
+                "tokens after other words is not known"
+            )
 
 
 class ModuleState:

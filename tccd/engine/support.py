@@ -17,19 +17,28 @@ from tccd.errors import TCCDError, UnsupportedModelError
 
 
 def check_model(decoder: Decoder) -> None:
-    """Refuse a model that erased streams can't run beside.
+    """Refuse a model that no reference can run beside.
 
     Raises:
-        UnsupportedModelError: compiled, neither sdpa nor eager attention, or layers that are not self-attention
-            over keys of their own.
+        UnsupportedModelError: it is compiled.
     """
-    model: Any = decoder.model
+    model = decoder.model
     if type(model).__name__ == "OptimizedModule" or any(
         getattr(m, "_compiled_call_impl", None) is not None for m in (model, *decoder.layers)
     ):
         raise UnsupportedModelError(
             "the model is compiled by torch.compile, which bakes one stream's shapes in; use it uncompiled"
         )
+
+
+def check_twin(decoder: Decoder) -> None:
+    """Refuse a model whose layers can't run columns of a twin behind the clean ones.
+
+    Raises:
+        UnsupportedModelError: neither sdpa nor eager attention, or layers that are not self-attention over keys of
+            their own.
+    """
+    model: Any = decoder.model
     text = model.config.get_text_config()
     attention = getattr(text, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):

@@ -3,7 +3,7 @@
 import pytest
 
 from tccd.decoder import find_decoder
-from tccd.engine.support import check_model
+from tccd.engine.support import check_twin
 from tccd.errors import UnsupportedModelError
 from tests.census.architectures import architecture
 
@@ -22,9 +22,9 @@ from tests.census.architectures import architecture
 )
 def test_what_mixes_positions_otherwise_is_refused(name, message):
     with pytest.raises(UnsupportedModelError, match=message):
-        check_model(find_decoder(architecture(name).build()))
+        check_twin(find_decoder(architecture(name).build()))
 
 
 @pytest.mark.parametrize("name", ["gemma4", "lfm2_vl", "llama4", "minimax_m3_vl"])
 def test_the_same_models_without_it_are_not(name):
-    check_model(find_decoder(architecture(name).build()))
+    check_twin(find_decoder(architecture(name).build()))
