@@ -255,15 +255,8 @@ def replacement(
             resume=resume,
             progress=partial(report, "ask"),
         )
-        result["config"] |= {
-            "model": model,
-            "revision": revision,
-            "bank": [str(file) for file in files],
-            "limit": limit,
-            "prompt": prompt,
-            "batch_size": batch_size,
-        }
-        result["config"] |= _ran_on(samples, loaded.model)
+        said = {"model": model, "revision": revision, "limit": limit, "prompt": prompt, "batch_size": batch_size}
+        result["config"] |= said | {"bank": [str(file) for file in files]} | _ran_on(samples, loaded.model)
         written = write_report(result, out, held=True)
         discard(out / FOLDER)
     _tell(result, written, as_json)

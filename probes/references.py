@@ -81,7 +81,7 @@ _WEIGHT = re.compile(r"\s*([+-]?\d+(?:\.\d*)?)\s*\*(.*)", re.DOTALL)
 def parse(text: str) -> tuple[Term, ...]:
     """`blank-image=black`, or several at once with a weight each: `no-vision+-0.5*text-centroid`.
 
-    What follows `prompt=` are words as they are; in them `{question}` stands for the question.
+    What follows `prompt=` are words as they are; in them `{prompt}` stands for the question.
 
     Returns:
         Each reference; its parameter is the kind's default where nothing follows the name.
@@ -104,6 +104,8 @@ def _is_words(text: str) -> bool:
 def _term(part: str, text: str) -> Term:
     found = _WEIGHT.fullmatch(part)
     weight, part = (float(found[1]), found[2]) if found else (1.0, part)
+    if not 0 < abs(weight) < 1e30:
+        raise ConfigError(f"reference {text!r}: a weight is {weight:g}; expected a finite number other than 0")
     name, given, value = part.partition("=")
     name, value = name.strip(), value.strip()
     if name not in KINDS:

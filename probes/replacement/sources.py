@@ -147,7 +147,7 @@ def _exit(layers: str) -> tuple[str | int, Source]:
 
 def _words(words: str) -> tuple[str, Source]:
     def make(asked: Asked) -> Reference:
-        prompts = [words.replace("{question}", sample.prompt) for sample in asked.samples]
+        prompts = [words.replace("{prompt}", sample.prompt) for sample in asked.samples]
         return other_prompt(asked.processor, prompts, [[image] for image in asked.images])
 
     return words, make

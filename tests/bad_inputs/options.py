@@ -48,6 +48,8 @@ PROBE: dict[str, tuple[Any, ...]] = {
         "prompt=",
         "no-vision+",
         "x*no-vision",
+        "0*no-vision",
+        "1e9999*no-vision",
         "no-vision+no-vision",
         ["no-vision", "no-vision"],
     ),
@@ -134,6 +136,31 @@ ALONE: tuple[dict[str, Any], ...] = (
 )
 
 
+def _probes(world: World) -> dict[str, tuple[list[str], str]]:
+    """Probes whose options do not fit each other, and what the message has to name."""
+    return {
+        "probe with a beta and no contrast": (world.probe(beta="2", alpha_cd="1"), "beta"),
+        "probe with beta nan": (world.probe(beta="nan", alpha_cd="1"), "beta"),
+        "probe with threshold x": (world.probe(alpha_cd="1", gate="margin", gate_threshold="x"), "threshold"),
+        "probe with threshold nan": (world.probe(alpha_cd="1", gate="margin", gate_threshold="nan"), "threshold"),
+        "probe with no strength of a reference": (world.probe(reference="no-vision", alpha_cd=""), "strength"),
+        "probe with neither bank nor reference": (world.probe(bank=None), "reference"),
+        "probe with a bank's reference and no bank": (world.probe(bank=None, reference="mean-vision"), "bank"),
+        "probe at layers without a bank": (world.probe(bank=None, reference="no-vision", layers="1"), "layers"),
+        "probe with controls without a bank": (
+            [*world.probe(bank=None, reference="no-vision"), "--controls"], "controls"
+        ),
+        "probe with segments without a bank": (
+            world.probe(bank=None, reference="no-vision", segments="text=all"), "segments"
+        ),
+        "probe with an unknown gate": (world.probe(alpha_cd="1", gate="x"), "gate"),
+        "probe with one bank twice": (world.probe(bank=[world.bank, world.bank]), "once"),
+        "probe with banks of two models": (world.probe(bank=[world.bank, world.other_bank]), "model"),
+        "probe with another model's bank": (world.probe(bank=world.other_bank), "model"),
+        "probe of pictures without answers": (world.probe(data=world.photos), "answer"),
+    }
+
+
 def cases(world: World) -> Iterator[Case]:
     """All of them."""
     for command, table in ((world.fit, FIT), (world.probe, PROBE), (world.generate, GENERATE)):
@@ -163,25 +190,6 @@ def cases(world: World) -> Iterator[Case]:
         "generate with a vision mean alone": (world.generate(bank=world.mean), "text centroids"),
         "probe with a vision mean alone": (world.probe(bank=world.mean), "bank|centroid|entr"),
         "more centroids than rows to come": (world.fit(k=200, layers="text=1", images=2), "centroid|rows"),
-        "probe with a beta and no contrast": (world.probe(beta="2", alpha_cd="1"), "beta"),
-        "probe with beta nan": (world.probe(beta="nan", alpha_cd="1"), "beta"),
-        "probe with threshold x": (world.probe(alpha_cd="1", gate="margin", gate_threshold="x"), "threshold"),
-        "probe with threshold nan": (world.probe(alpha_cd="1", gate="margin", gate_threshold="nan"), "threshold"),
-        "probe with no strength of a reference": (world.probe(reference="no-vision", alpha_cd=""), "strength"),
-        "probe with neither bank nor reference": (world.probe(bank=None), "reference"),
-        "probe with a bank's reference and no bank": (world.probe(bank=None, reference="mean-vision"), "bank"),
-        "probe at layers without a bank": (world.probe(bank=None, reference="no-vision", layers="1"), "layers"),
-        "probe with controls without a bank": (
-            [*world.probe(bank=None, reference="no-vision"), "--controls"], "controls"
-        ),
-        "probe with segments without a bank": (
-            world.probe(bank=None, reference="no-vision", segments="text=all"), "segments"
-        ),
-        "probe with an unknown gate": (world.probe(alpha_cd="1", gate="x"), "gate"),
-        "probe with one bank twice": (world.probe(bank=[world.bank, world.bank]), "once"),
-        "probe with banks of two models": (world.probe(bank=[world.bank, world.other_bank]), "model"),
-        "probe with another model's bank": (world.probe(bank=world.other_bank), "model"),
-        "probe of pictures without answers": (world.probe(data=world.photos), "answer"),
         "prompts from stdin and beside it": (world.generate(prompt=["-", "what?"]), "no other"),
         "generate with another model's bank": (world.generate(bank=world.other_bank), "model"),
         "advise with one fold": (["probe", "advise", world.report, "--folds", "1"], "folds"),
@@ -210,6 +218,7 @@ def cases(world: World) -> Iterator[Case]:
         "one argument too many": ([*world.fit(), "more"], "argument"),
         "an option given as another": (["bank", "show", "--model", "x"], "option"),
     }  # fmt: skip
+    together |= _probes(world)
     for name, (args, says) in together.items():
         yield Case(GROUP, name, args, says)
         if name.startswith(("advise on", "probe with another", "fit on digits of")):

@@ -172,7 +172,7 @@ RULES = {"alpha_cd": 0.5, "beta": 0.1, "gate": "margin", "gate_threshold": 0.9, 
         {"reference": "noised-image", "step": 500, "alpha_cd": 1.0, "beta": 0.1},
         {"reference": "early-exit", "layers": "low", "alpha_cd": 1.0, "beta": 0.1},
         {"reference": "early-exit", "layers": 2, "alpha_cd": 1.0, "beta": 0.1},
-        {"reference": "prompt", "words": "look away. {question}", "alpha_cd": 1.0, "beta": 0.1},
+        {"reference": "prompt", "words": "look away. {prompt}", "alpha_cd": 1.0, "beta": 0.1},
         {"reference": "no-vision+text-centroid", "weights": [1.0, -0.5], "layer": 1, "alpha_interp": 0.3}
         | {"k": 6, "bank": "bank", "alpha_cd": 1.0, "beta": 0.1},
     ],

@@ -22,7 +22,7 @@ from tccd.errors import ConfigError
 from tests import oracle
 
 BATCH = 8
-WORDS = "prompt=look away, {question}"
+WORDS = "prompt=look away, {prompt}"
 ALONE = ("no-vision", "blank-image=black", "early-exit=1", "early-exit=low", "noised-image=400", WORDS)
 BANKED = ("text-centroid", "vision-centroid", "mean-vision")
 TOGETHER = ("mean-vision+-0.5*text-centroid",)
@@ -146,7 +146,7 @@ def test_a_row_says_what_it_was_contrasted_with(found):
         {"reference": "early-exit", "layers": 1},
         {"reference": "early-exit", "layers": "low"},
         {"reference": "noised-image", "step": 400},
-        {"reference": "prompt", "words": "look away, {question}"},
+        {"reference": "prompt", "words": "look away, {prompt}"},
         {"reference": "text-centroid"} | centroid,
         {"reference": "vision-centroid", "layer": 0, "bank": "bank"},
         {"reference": "mean-vision", "bank": "bank"},
