@@ -30,7 +30,7 @@ class Architecture:
 
     name: str
     model: str
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict, compare=False)
     pictures: str | None = None
     tokens: int | None = None
 
@@ -278,6 +278,10 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "text_config": {"layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]}
     },
 }
+
+
+#: Architectures whose vision tower is timm's.
+NEED_TIMM = ("fast_vlm", "gemma3n", "perception_lm")
 
 
 def mapping() -> dict[str, str]:
