@@ -178,7 +178,7 @@ RULES = {"alpha_cd": 0.5, "beta": 0.1, "gate": "margin", "gate_threshold": 0.9, 
     ],
     ids=lambda settings: settings["reference"],
 )
-def test_the_line_to_paste_is_python_that_decodes_so(settings):
+def test_the_line_to_paste_is_python_that_decodes_so(monkeypatch, settings):
     model = cached_tiny("llava")
     batch = inputs("llava", [Row(), Row()])
     vectors = torch.randn(6, 64, generator=torch.Generator().manual_seed(1))
@@ -195,27 +195,14 @@ def test_the_line_to_paste_is_python_that_decodes_so(settings):
         assert asks_for <= {*made.__code__.co_varnames, "other_words"}
         return
     caught = []
-
-    def generate(**how):
-        caught.append(how["custom_generate"])
-
-    eval(line, names | {"model": _Stub(model, generate)})
+    monkeypatch.setattr(model, "generate", lambda **how: caught.append(how["custom_generate"]), raising=False)
+    eval(line, names)
     (contrast,) = caught
     assert contrast.rule.alpha_cd == settings["alpha_cd"]
     assert contrast.rule.beta == settings.get("beta", 0.0)
     assert contrast.rule.gate == settings.get("gate")
     assert contrast.rule.gate_threshold == settings.get("gate_threshold", 0.5)
     assert isinstance(contrast, TCCD) == (settings["reference"] == "text-centroid")
-
-
-class _Stub:
-    """The model, but for `generate`, which is caught."""
-
-    def __init__(self, model, generate):
-        self._model, self.generate = model, generate
-
-    def __getattr__(self, name):
-        return getattr(self._model, name)
 
 
 def test_the_page_and_the_terminal_tell_all_of_it(tmp_path):
