@@ -100,16 +100,15 @@ def test_choice_is_the_largest_gain_among_the_harmless():
 
 
 def test_choice_sees_the_choosing_half_alone():
-    margins = {"clean": [-1.0, -1.0, -1.0, -1.0], "early": [-9.0, -9.0, 0.0, 0.0], "late": [0.0, 0.0, -9.0, -9.0]}
+    margins = {"clean": [-1.0, -1.0, -1.0, 1.0], "early": [-9.0, -9.0, 0.0, 0.0], "late": [0.0, 0.0, -9.0, 0.0]}
     both = twins(margins, {"clean": [1.0] * 4, "early": [0.0] * 4, "late": [0.0] * 4})
     method = Method("any", "reference", (Mix(("early",)), Mix(("late",))), (Rule(alpha_cd=0.5), Rule()))
-    for half, name in (
-        (np.array([1, 1, 0, 0], dtype=bool), "early"),
-        (np.array([0, 0, 1, 1], dtype=bool), "late"),
-    ):
+    first = np.array([True, True, False, False])
+    for half, name, gained in ((first, "early", 1.0), (~first, "late", 0.5)):
         chosen = both.choose(method, half)
         assert chosen.mix is not None
         assert chosen.mix.references == (name,)
+        assert chosen.choosing == (gained, 0.0)
 
 
 def asked(n: int) -> Questions:
@@ -168,7 +167,7 @@ def test_rows_say_what_was_measured():
             assert row["delta"] == 0
     twin = {(r["model"], r["method"], r["data"], r["decoding"]): r for r in found}
     row = twin["llava-competing", "DoLa, low", "both", "greedy"]
-    assert row["harm"] == twin["llava-grounded", "DoLa, low", "both", "greedy"]["delta"]
+    assert row["harm"] == twin["llava-grounded", "DoLa, low", "both", "greedy"]["delta"] != row["delta"]
     sharper = [r for r in found if (r["method"], r["decoding"]) == ("sharper", "greedy")]
     assert {r["delta"] for r in sharper} == {0.0}  # a temperature changes no largest logit
     block = [r for r in found if (r["model"], r["data"], r["decoding"]) == ("llava-competing", "both", "greedy")]
