@@ -144,7 +144,9 @@ def rank_of(name: str) -> int:
 
 def cost_of(name: str) -> str:
     """What a reference costs beside plain decoding, in words."""
-    return "; and ".join(KINDS[one].cost if one in KINDS else "not known" for one in name.split("+"))
+    each = [KINDS[one].cost if one in KINDS else "not known" for one in name.split("+")]
+    counts = {cost: each.count(cost) for cost in each}
+    return "; and ".join(cost if n == 1 else f"{cost}, {n} times" for cost, n in counts.items())
 
 
 def recipes(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -127,6 +127,8 @@ def test_a_random_direction_that_gains_as_much_is_a_warning():
     assert re.search(r"gains \+\d+\.\d points at its best, centroids \+\d", warning["text"])
     assert [one["code"] for one in warn(alike) if one["code"] == "random-direction"] == ["random-direction"]
     assert advise(worse)["warnings"] == advise(result)["warnings"] == []
+    neither = drawn(with_references([("text-centroid", CENTROID, 1.0, 0.01, 0.001)]), 0.01, 0.001)
+    assert advise(neither)["warnings"] == [], "where nothing gains there is nothing to explain"
     merged = compare({"a": probed("other", n=400, helped=0.1), "b": alike})
     assert [row["setting"] for row in merged["tccd_controls"]] == [8]
     alike["tccd_controls"][0]["setting"] = 1

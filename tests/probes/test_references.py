@@ -206,3 +206,4 @@ def test_names():
     assert ranks == sorted(set(ranks))
     assert rank_of("no-vision+mean-vision") > max(ranks)
     assert cost_of("no-vision+early-exit").count(";") == 1
+    assert cost_of("no-vision+mean-vision") == "the tail's rows, 2 times"
