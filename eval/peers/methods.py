@@ -164,5 +164,5 @@ def methods() -> list[Method]:
         Method("random centroids", "control", _erasures("centroid", *control), every, cost="tccd"),
         Method("sharper", "control", _one("uniform"), sharper, cost="plain"),
         Method("marginal of 48 images", "oracle", _one("marginal"), every, None),
-        Method("mean of the question's answers", "oracle", _one("prior"), every, None),
+        Method("mean per question", "oracle", _one("prior"), every, None),
     ]
