@@ -70,8 +70,9 @@ def row(report: dict[str, Any], best: dict[str, dict[str, Any]]) -> dict[str, An
     peer = best.get(found["model"])
     if peer is None:
         return told
-    gain = {name: peer[name] for name in ("method", "delta", "ci95")}
-    return told | {"best_of_peers": gain, "behind": peer["delta"] - found["held_out"]["delta"]}
+    best_one = {name: peer[name] for name in ("method", "delta", "ci95")}
+    gained = found["held_out"]["delta"] if found["on"] else 0.0
+    return told | {"best_of_peers": best_one, "behind": peer["delta"] - gained}
 
 
 def best_of_peers(file: Path) -> dict[str, dict[str, Any]]:
