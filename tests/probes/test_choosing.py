@@ -214,6 +214,7 @@ def test_the_page_and_the_terminal_tell_all_of_it(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for told in ("Contrast with no-vision is recommended", "Runner-up: blank-image", "no_vision(), alpha_cd=1.0"):
         assert told in page
+    assert "Gain on held-out pictures by reference, competing. no-vision +" in page
     table = (tmp_path / "report-tccd.csv").read_text(encoding="utf-8").splitlines()
     assert table[0].startswith("control,model,reference,weights,layer,k,bank,alpha_interp,color,step,layers,words")
     assert table[3].startswith(",competing,no-vision,,,,,,")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from probes.references import TEXT, VISION, name_of
+from probes.report import figures
 from probes.report.charts import heat
 from probes.report.prose import interval, listed, points, probability, settings, span
 from probes.report.section import Report, Result, Section
@@ -24,7 +25,7 @@ from probes.report.values import (
     model_validator,
     unexpected,
 )
-from tccd.errors import DataError
+from tccd.errors import DataError, require
 
 
 class Setting(Outcome, Tested):
@@ -149,7 +150,7 @@ class ContrastSection(Section):
         """Advice, protocols and gains of every model."""
         summary = report.of(summarise)
         shown = {
-            "advice": [_told(row["advice"]) for row in summary if row["advice"]],
+            "advice": [_told(index, row["advice"]) for index, row in enumerate(summary) if row["advice"]],
             "protocols": _protocols(summary),
             "protocol_names": protocol_names(summary),
             "gains": _gains(report.result, summary),
@@ -174,14 +175,19 @@ def advised(advice: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def _told(advice: Mapping[str, Any]) -> dict[str, Any]:
-    """Advice whose settings stand beside their reference's name."""
+def _told(index: int, advice: Mapping[str, Any]) -> dict[str, Any]:
+    """Advice whose settings stand beside their reference's name, with a drawing where there are several."""
 
     def own(of: Mapping[str, Any] | None) -> dict[str, Any]:
         return {key: value for key, value in (of or {}).items() if key not in _APART}
 
     each = [{**one, "own": own(one["settings"])} for one in advice["by_reference"]]
-    return {**advice, "own": own(advice["settings"]), "by_reference": each}
+    rows = [(one["reference"], one["held_out"]["delta"], one["held_out"]["ci95"]) for one in each]
+    svg = ""
+    if len(rows) > 1:
+        label = f"Gain on held-out pictures by reference, {advice['model']}."
+        svg = require("markupsafe", "report").Markup(figures.changes(rows, label, f"reference{index}-"))
+    return {**advice, "own": own(advice["settings"]), "by_reference": each, "svg": svg}
 
 
 def _unsure(advice: Mapping[str, Any]) -> str:
