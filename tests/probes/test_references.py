@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from eval.zoo import load
 from probes.asking.forward import encode_samples
@@ -16,6 +19,7 @@ from probes.replacement import run
 from probes.replacement.grid import Grid
 from probes.report import validate
 from tccd import CentroidBank
+from tccd.__main__ import app
 from tccd.centroids.replacement import Centroids
 from tccd.data import Sample, load_samples
 from tccd.errors import ConfigError
@@ -196,6 +200,40 @@ def test_answers_of_several_tokens_are_generated_by_contrast(zoo, samples, bank)
     for ours, theirs in zip(found["tccd_cells"], by_token["tccd_cells"], strict=True):
         assert ours["right"][::2] == theirs["right"][::2], "the model says one word, then ends"
         assert set(ours["right"][1::2]) == {"0"}
+
+
+def test_one_command_without_a_bank_then_advice(tmp_path):
+    model = Path(__file__).parents[2] / "eval" / "zoo" / "llava-competing"
+
+    def command(*args):
+        found = CliRunner().invoke(app, ["probe", *map(str, args)], env={"COLUMNS": "160"})
+        assert found.exit_code == 0, found.output
+        return found.stdout
+
+    asked = ["--model", model, "--data", "easy-vqa", "--limit", 24, "--seed", 3, "--batch-size", 12]
+    told = command(
+        "replacement", *asked, "--reference", "no-vision,blank-image=black", "--out", tmp_path, "--json"
+    )
+    rows = json.loads(told)["tccd_cells"]
+    assert {(row["reference"], row.get("color")) for row in rows} == {
+        ("no-vision", None),
+        ("blank-image", "black"),
+    }
+    assert sorted({row["alpha_cd"] for row in rows}) == [0.5, 1.0, 2.0], "where no strength is given"
+    config = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["config"]
+    assert config["references"] == ["no-vision", "blank-image=black"]
+    assert config["bank"] == []
+    advice = command("advise", tmp_path)
+    assert "Contrast for llava-competing: o" in advice
+    assert "blank-image" in advice
+    words = "prompt=You are blind, so say: {prompt}"
+    told = command(
+        *("replacement", *asked, "--reference", words, "--reference", "early-exit=1"),
+        *("--alpha-cd=-1", "--out", tmp_path / "other", "--json"),
+    )
+    rows = json.loads(told)["tccd_cells"]
+    assert [(row["reference"], row["alpha_cd"]) for row in rows] == [("prompt", -1.0), ("early-exit", -1.0)]
+    assert rows[0]["words"] == "You are blind, so say: {prompt}"
 
 
 def test_names():
