@@ -21,6 +21,7 @@ from probes.report import validate
 from tccd import CentroidBank
 from tccd.__main__ import app
 from tccd.centroids.replacement import Centroids
+from tccd.cli.references import NAMES
 from tccd.data import Sample, load_samples
 from tccd.errors import ConfigError
 from tests import oracle
@@ -237,6 +238,7 @@ def test_one_command_without_a_bank_then_advice(tmp_path):
 
 
 def test_names():
+    assert set(KINDS) == set(NAMES), "the probe and tccd generate know the same references"
     assert [term.value for term in parse("blank-image")] == ["grey"]
     (one, two) = parse("no-vision + -0.5*mean-vision")
     assert (one.kind.name, one.weight, two.kind.name, two.weight) == ("no-vision", 1.0, "mean-vision", -0.5)
