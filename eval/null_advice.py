@@ -2,9 +2,10 @@
 
 Data sets are drawn whose truth is known. Questions are about pictures and come in question strings, and both have
 a say in what a setting changes: a change is a normal value beyond a threshold, the sum of a picture's part, a
-string's part and the question's own. Settings share most of it, as doses of one thing do, and change from 1 to
-6 % of the right answers. The thresholds are such that each setting's true gain is what is asked for. Each data
-set becomes a report, and `probes.advise.advise` judges it.
+string's part and the question's own. Settings of one reference share most of it, as doses of one thing do, and
+change from 1 to 6 % of the right answers. Those of two references share a third of that, and every third setting
+has the other sign. The thresholds are such that each setting's true gain is what is asked for. Each data set
+becomes a report, and `probes.advise.advise` judges it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.table import Table
 from scipy.stats import norm
 
 from probes.advise import advise
+from probes.references import KINDS, TEXT
 from probes.report.envelope import envelope
 from probes.statistics.outcomes import bits
 from probes.statistics.signs import GAINS
@@ -34,6 +36,8 @@ HARMED = (0.01, 0.06)
 """Share of right answers made wrong, from the mildest setting to the strongest."""
 BY_PICTURE, BY_STRING, SHARED = 0.15, 0.10, 0.6
 """Shares of a change's variance: a picture's part, a question string's, and what all settings have in common."""
+ALIKE = 1 / 3
+"""Of what settings of one reference have in common, the share that those of two references have."""
 HARM = 0.05
 """What the strongest setting costs where contrast harms."""
 
@@ -48,6 +52,7 @@ class Case:
         settings: to choose from.
         pictures, each, strings: pictures, questions about each, question strings.
         best: the largest true gain.
+        references: that the settings are of, by turns.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Case:
     each: int = 4
     strings: int = 80
     best: float = 0.0
+    references: int = 1
 
     def gains(self) -> np.ndarray:
         """The true gain of each setting, the mildest first, shape (settings,)."""
@@ -77,7 +83,13 @@ def draw(case: Case, generator: np.random.Generator) -> dict[str, Any]:
         value += np.sqrt(BY_STRING) * generator.standard_normal((rows, case.strings))[:, string]
         return value + np.sqrt(1 - BY_PICTURE - BY_STRING) * generator.standard_normal((rows, n))
 
-    value = np.sqrt(SHARED) * change(1) + np.sqrt(1 - SHARED) * change(m)
+    of = np.arange(m) % case.references
+    if case.references == 1:
+        shared = change(1)
+    else:
+        shared = np.sqrt(ALIKE) * change(1) + np.sqrt(1 - ALIKE) * change(case.references)[of]
+    sign = np.where((of > 0) & (np.arange(m) % 3 == 2), -1, 1)
+    value = np.sqrt(SHARED) * sign[:, None] * shared + np.sqrt(1 - SHARED) * change(m)
     plain = generator.random(n) < RIGHT
     gains = case.gains()
     harmed = np.linspace(*HARMED, m) if m > 1 else np.array([np.mean(HARMED)])
@@ -85,9 +97,13 @@ def draw(case: Case, generator: np.random.Generator) -> dict[str, Any]:
     harmed = harmed + np.maximum(-gains, 0) / RIGHT
     right = np.where(plain, value >= norm.ppf(harmed)[:, None], value > norm.isf(helped)[:, None])
     rest = {"model": "drawn", "layer": 1, "k": 16, "alpha_interp": 0.0, "beta": 0.0, "gate": None}
+    names = [list(KINDS)[number] for number in of] if case.references > 1 else [TEXT] * m
     return {
         "models": {"drawn": {}},
-        "tccd_cells": [rest | {"alpha_cd": float(i + 1), "right": bits(row)} for i, row in enumerate(right)],
+        "tccd_cells": [
+            rest | {"reference": name, "alpha_cd": float(s * (i + 1)), "right": bits(row)}
+            for i, (name, s, row) in enumerate(zip(names, sign, right, strict=True))
+        ],
         "questions": {
             "drawn": {"image_id": [str(i) for i in picture], "prompt": [str(i) for i in string]}
             | {"task": ["all"] * n, "right": bits(plain)}
@@ -119,8 +135,10 @@ def cases() -> list[tuple[Case, bool]]:
     many = (1, 12, 36)
     nothing = [Case("nothing", m) for m in many]
     nothing += [Case("nothing", m, pictures=100, each=10, strings=30) for m in many]
+    nothing += [Case("nothing", m, references=7) for m in (84, 252)]
     some = [Case("harm", m) for m in many] + [Case("gain", m, best=g) for m in many for g in GAINS]
     some += [Case("gain", 12, pictures=1000, best=g) for g in GAINS]
+    some += [Case("gain", 84, pictures=pictures, best=g, references=7) for pictures in (250, 1000) for g in GAINS]
     return [(case, True) for case in nothing] + [(case, False) for case in some]
 
 
@@ -134,7 +152,14 @@ def result(null_sets: int, other_sets: int, workers: int, seed: int = 42) -> dic
         asdict(case) | {"questions": case.pictures * case.each, "sets": n} | shares
         for (case, _), n, shares in zip(every, sets, found, strict=True)
     ]
-    config = {"seed": seed, "right": RIGHT, "harmed": HARMED, "by_picture": BY_PICTURE, "by_string": BY_STRING}
+    config = {
+        "seed": seed,
+        "right": RIGHT,
+        "harmed": HARMED,
+        "by_picture": BY_PICTURE,
+        "by_string": BY_STRING,
+        "alike": ALIKE,
+    }
     head = envelope('How often advise says "on"', config | {"shared": SHARED}, schema="tccd-null-advice/1")
     return head | {"rows": rows}
 
@@ -144,6 +169,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     shown = Table(title='Data sets told "on", %')
     for head in (
         "truth",
+        "references",
         "settings",
         "questions",
         "pictures",
@@ -156,7 +182,9 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         shown.add_column(head, justify="left" if head == "truth" else "right")
     for row in rows:
         truth = f"gain {100 * row['best']:g}" if row["name"] == "gain" else row["name"]
-        counts = [f"{row[key]:,}" for key in ("settings", "questions", "pictures", "strings", "sets")]
+        counts = [
+            f"{row[key]:,}" for key in ("references", "settings", "questions", "pictures", "strings", "sets")
+        ]
         shares = [f"{100 * row[key]:.1f}" if key in row else "" for key in ("on", "held_out", "told")]
         shown.add_row(truth, *counts, *shares)
     return shown

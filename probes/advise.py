@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from probes.references import cost_of, name_of, recipes
-from probes.statistics.clusters import Clusters, clusters_of
+from probes.statistics.clusters import Clusters, clustered, clusters_of
 from probes.statistics.folds import OFF, best, folds, held_out
 from probes.statistics.outcomes import by_task, gain, outcomes_of
 from probes.statistics.protocols import mildest_first, settings_of
@@ -48,8 +48,9 @@ def advise(
     Returns:
         `{"model", "on", "settings": {...} or None, "cost": what they cost, in words, or None, "use": how to
         decode so, by engine, or {}, "reason", "warnings": [{"code", "text"}], "runner_up": of the other references
-        the one that gains most, or None, "by_reference": [{"reference", "cost", "settings": those with the most
-        right answers, "n_settings", "p_adjusted": their p, "held_out": of a choice among these settings alone}],
+        the one that gains most, as in "by_reference", with "behind", "behind_ci95": what it gains less, or None,
+        "by_reference": [{"reference", "cost", "settings": those with the most right answers, "n_settings",
+        "p_adjusted": their p, "held_out": of a choice among these settings alone}],
         the largest held-out gain first, "n_settings", "n_images", "n_question_strings" or None, "n_folds", "seed",
         "bound": how often at most "on" is said where nothing gains,
         "p_adjusted": of the settings recommended, or the smallest,
@@ -81,7 +82,6 @@ def advise(
     on = choice != OFF and evidence["delta"] > 0
     settings = settings_of(cells[choice]) if on else None
     each = _by_reference(cells, plain, outcomes, tested, fold, clusters)
-    others = [one["reference"] for one in each if settings is None or one["reference"] != settings["reference"]]
     shown = int(outcomes.sum(axis=1).argmax())
     p_adjusted = float(tested.p_values[choice] if choice != OFF else tested.p_values.min())
     return {
@@ -92,8 +92,8 @@ def advise(
         "use": recipes(settings) if settings else {},
         "reason": _reason(evidence, found.chosen, p_adjusted, len(cells)),
         "warnings": _warnings(result, model, settings),
-        "runner_up": others[0] if on and others else None,
-        "by_reference": each,
+        "runner_up": _runner_up(each, found.outcomes, settings, clusters) if settings else None,
+        "by_reference": [one for one, _ in each],
         "n_settings": len(cells),
         "n_images": clusters.pictures,
         "n_question_strings": clusters.questions,
@@ -155,25 +155,38 @@ def _by_reference(
     tested: Gains,
     fold: np.ndarray,
     clusters: Clusters,
-) -> list[dict[str, Any]]:
-    """Each reference by itself: a choice among its own settings, and the largest held-out gain first."""
+) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Each reference by itself, a choice among its own settings, with its outcomes; the largest gain first."""
     names = np.array([name_of(cell) for cell in cells])
     found = []
     for name in dict.fromkeys(names.tolist()):
         own = np.flatnonzero(names == name)
         top = own[best(outcomes[own].sum(axis=1))]
         judged = held_out(plain, outcomes[own], fold)
-        found.append(
-            {
-                "reference": name,
-                "cost": cost_of(name),
-                "settings": settings_of(cells[top]),
-                "n_settings": len(own),
-                "p_adjusted": float(tested.p_values[top]),
-                "held_out": gain(plain, judged.outcomes, clusters=clusters),
-            }
-        )
-    return sorted(found, key=lambda one: -one["held_out"]["delta"])
+        told = {
+            "reference": name,
+            "cost": cost_of(name),
+            "settings": settings_of(cells[top]),
+            "n_settings": len(own),
+            "p_adjusted": float(tested.p_values[top]),
+            "held_out": gain(plain, judged.outcomes, clusters=clusters),
+        }
+        found.append((told, judged.outcomes))
+    return sorted(found, key=lambda one: -one[0]["held_out"]["delta"])
+
+
+def _runner_up(
+    each: Sequence[tuple[dict[str, Any], np.ndarray]],
+    chosen: np.ndarray,
+    settings: Mapping[str, Any],
+    clusters: Clusters,
+) -> dict[str, Any] | None:
+    """Of the references that are not recommended the one that gains most, and how far it is behind."""
+    for one, outcomes in each:
+        if one["reference"] != settings["reference"]:
+            behind = clustered(outcomes, chosen, clusters)
+            return {**one, "behind": behind.value, "behind_ci95": [behind.low, behind.high]}
+    return None
 
 
 def _warnings(result: Mapping[str, Any], model: str, settings: Mapping[str, Any] | None) -> list[dict[str, str]]:

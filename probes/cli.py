@@ -134,7 +134,7 @@ def replacement(
             "--controls",
             help="Beside each cell of the lowest alpha and the first segment: a random direction of equal norm, a "
             "random centroid, text and vision with doses matched, and for text erasure that spares the answer's "
-            "position.",
+            "position. Beside each contrast with centroids: one with a random direction.",
             rich_help_panel=_GRID,
         ),
     ] = False,
@@ -255,15 +255,8 @@ def replacement(
             resume=resume,
             progress=partial(report, "ask"),
         )
-        result["config"] |= {
-            "model": model,
-            "revision": revision,
-            "bank": [str(file) for file in files],
-            "limit": limit,
-            "prompt": prompt,
-            "batch_size": batch_size,
-        }
-        result["config"] |= _ran_on(samples, loaded.model)
+        said = {"model": model, "revision": revision, "limit": limit, "prompt": prompt, "batch_size": batch_size}
+        result["config"] |= said | {"bank": [str(file) for file in files]} | _ran_on(samples, loaded.model)
         written = write_report(result, out, held=True)
         discard(out / FOLDER)
     _tell(result, written, as_json)
@@ -309,7 +302,17 @@ def _tell(result: Mapping[str, Any], files: Sequence[Path], as_json: bool) -> No
     from probes.report.data import told
 
     if as_json:
-        parts = ("models", "data", "warnings", "cells", "controls", "ratio", "tccd_cells", "protocols")
+        parts = (
+            "models",
+            "data",
+            "warnings",
+            "cells",
+            "controls",
+            "ratio",
+            "tccd_cells",
+            "tccd_controls",
+            "protocols",
+        )
         shown = {part: result[part] for part in parts if part in result}
         print_json(shown | {"files": [str(file) for file in files]})
         return

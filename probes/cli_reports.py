@@ -120,7 +120,7 @@ def _show_advice(advice: Mapping[str, Any]) -> None:
             console.print("  " + _plain(line), soft_wrap=True)
     console.print("  " + _plain(advice["reason"]), soft_wrap=True)
     if advice["runner_up"]:
-        console.print(f"  runner-up: {advice['runner_up']}", soft_wrap=True)
+        console.print("  " + _plain(_second(advice["runner_up"])), soft_wrap=True)
     about = f"{advice['held_out']['n']:,} questions about {advice['n_images']:,} pictures"
     if advice["n_question_strings"] is not None:
         about += f", {advice['n_question_strings']:,} question strings"
@@ -146,6 +146,14 @@ def _show_advice(advice: Mapping[str, Any]) -> None:
             f"{row['p_value']:.2g}",
         )
     console.print(table)
+
+
+def _second(one: Mapping[str, Any]) -> str:
+    low, high = (f"{100 * bound:+.1f}" for bound in one["behind_ci95"])
+    told = (
+        f"runner-up: {one['reference']}, {100 * one['behind']:.1f} points behind (95 % interval {low} to {high})"
+    )
+    return f"{told}; costs {one['cost']}"
 
 
 def _references(rows: Sequence[Mapping[str, Any]]) -> Table:

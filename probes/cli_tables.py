@@ -12,8 +12,8 @@ from tccd.cli.console import output
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADS = {"layer": "Layer", "k": "K"}
-"""Columns that are not called by their parameter's own name."""
+ROWS = 24
+"""Settings of contrast that a terminal shows; the CSV has all of them."""
 
 
 def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
@@ -66,19 +66,24 @@ def show(result: Mapping[str, Any], files: Sequence[Path]) -> None:
 
 
 def _contrasts(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The settings of contrast, with a column for each parameter that any of them has."""
+    """The settings of contrast; of more than `ROWS` each reference's best."""
     from rich.table import Table
 
-    from probes.report.prose import shown
+    from probes.report.prose import settings
 
-    named = [name for name in PARAMETERS if name != "bank" and any(row.get(name) is not None for row in rows)]
-    head = [HEADS.get(name, name) for name in named]
+    title = "Contrast"
+    if len(rows) > ROWS:
+        title = f"Contrast: of {len(rows)} settings each reference's best (oracle upper bound)"
+        best: dict[str, Mapping[str, Any]] = {}
+        for row in sorted(rows, key=lambda row: -row["delta"]):
+            best.setdefault(name_of(row), row)
+        rows = list(best.values())
     outcome = ("Accuracy", "Gain", "95 % interval", "p (Holm)")
-    table = Table("Reference", *head, "alpha_cd", "beta", "Gate", *outcome, title="Contrast")
+    table = Table("Reference", "Made with", "alpha_cd", "beta", "Gate", *outcome, title=title)
     for row in rows:
         gate = "" if row["gate"] is None else f"{row['gate']} {row['gate_threshold']:g}"
-        place = [name_of(row), *(shown(row.get(name)) for name in named)]
-        place += [f"{row[name]:g}" for name in ("alpha_cd", "beta")]
+        made = {name: row[name] for name in PARAMETERS if name != "bank" and row.get(name) is not None}
+        place = [name_of(row), settings(made), f"{row['alpha_cd']:g}", f"{row['beta']:g}"]
         table.add_row(*place, gate, f"{100 * row['accuracy']:.1f}", *_change(row, "delta", "+.1f"))
     return table
 

@@ -62,14 +62,15 @@ KINDS: Mapping[str, Kind] = {
         Kind(TEXT, "the tail's rows, above its layer", 1, needs_bank=True),
         Kind("no-vision", "the tail's rows", 2),
         Kind("mean-vision", "the tail's rows", 3, needs_bank=True),
-        Kind("blank-image", "the rows of image and tail, and the vision tower", 4, "color", "grey"),
+        Kind("blank-image", "the tail's rows; a second pass the first time", 4, "color", "grey"),
         Kind(VISION, "the rows of image and tail, above its layer", 5, needs_bank=True),
-        Kind("noised-image", "the rows of image and tail, and the vision tower", 6, "step", "999"),
+        Kind("noised-image", "a second pass over image and prompt", 6, "step", "999"),
+        Kind("prompt", "a second pass over image and prompt, and over every token", 7, "words"),
     )
 }
 
 #: The names of what references are made with, in the order that they are shown in.
-PARAMETERS = ("weights", "layer", "k", "bank", "alpha_interp", "color", "step", "layers")
+PARAMETERS = ("weights", "layer", "k", "bank", "alpha_interp", "color", "step", "layers", "words")
 
 #: The names of the rule's settings.
 RULE = ("alpha_cd", "beta", "gate", "gate_threshold", "gate_ramp")
@@ -80,6 +81,8 @@ _WEIGHT = re.compile(r"\s*([+-]?\d+(?:\.\d*)?)\s*\*(.*)", re.DOTALL)
 def parse(text: str) -> tuple[Term, ...]:
     """`blank-image=black`, or several at once with a weight each: `no-vision+-0.5*text-centroid`.
 
+    What follows `prompt=` are words as they are; in them `{prompt}` stands for the question.
+
     Returns:
         Each reference; its parameter is the kind's default where nothing follows the name.
 
@@ -87,16 +90,22 @@ def parse(text: str) -> tuple[Term, ...]:
         ConfigError: an unknown name, one that stands twice, a parameter that the kind does not take, or none where
             it needs one.
     """
-    terms = tuple(_term(part, text) for part in text.split("+"))
+    terms = tuple(_term(part, text) for part in ([text] if _is_words(text) else text.split("+")))
     names = [term.kind.name for term in terms]
     if len(set(names)) < len(names):
         raise ConfigError(f"reference {text!r}; expected each name once")
     return terms
 
 
+def _is_words(text: str) -> bool:
+    return text.lstrip().startswith("prompt=")
+
+
 def _term(part: str, text: str) -> Term:
     found = _WEIGHT.fullmatch(part)
     weight, part = (float(found[1]), found[2]) if found else (1.0, part)
+    if not 0 < abs(weight) < 1e30:
+        raise ConfigError(f"reference {text!r}: a weight is {weight:g}; expected a finite number other than 0")
     name, given, value = part.partition("=")
     name, value = name.strip(), value.strip()
     if name not in KINDS:
@@ -118,7 +127,7 @@ def listed(texts: Sequence[str], able: Sequence[str]) -> tuple[str, ...]:
         texts: what was given, each with commas between.
         able: names that `all` stands for.
     """
-    names = [name.strip() for text in texts for name in text.split(",")]
+    names = [name.strip() for text in texts for name in ([text] if _is_words(text) else text.split(","))]
     every = [one for name in names for one in (able if name == "all" else (name,))]
     return tuple(dict.fromkeys(every)) if "all" in names else tuple(every)
 
@@ -135,7 +144,9 @@ def rank_of(name: str) -> int:
 
 def cost_of(name: str) -> str:
     """What a reference costs beside plain decoding, in words."""
-    return "; and ".join(KINDS[one].cost if one in KINDS else "not known" for one in name.split("+"))
+    each = [KINDS[one].cost if one in KINDS else "not known" for one in name.split("+")]
+    counts = {cost: each.count(cost) for cost in each}
+    return "; and ".join(cost if n == 1 else f"{cost}, {n} times" for cost, n in counts.items())
 
 
 def recipes(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -148,19 +159,19 @@ def recipes(settings: Mapping[str, Any]) -> dict[str, str]:
         `{"transformers": ..., "vllm"?: ...}`; `model`, `inputs`, `bank` and the like stand for the user's own.
     """
     rule = {name: settings[name] for name in RULE if settings.get(name) is not None}
+    rule = {name: value for name, value in rule.items() if value != 0 or name not in ("beta", "gate_ramp")}
     names = name_of(settings).split("+")
     erased = {name: settings[name] for name in ("layer", "alpha_interp") if name in settings}
-    told = ", ".join(f"{name}={value!r}" for name, value in rule.items() if value or name == "alpha_cd")
     if names == [TEXT]:
-        made = f"TCCD(model, bank, {_keywords(erased)}, {told})"
+        made = f"TCCD(model, bank, {_keywords({**erased, **rule})})"
     else:
         each = [_call(name, settings, erased) for name in names]
         weights = f", weights={settings['weights']}" if "weights" in settings else ""
         made = each[0] if len(each) == 1 else f"[{', '.join(each)}]"
-        made = f"Contrast(model, {made}{weights}, {told})"
+        made = f"Contrast(model, {made}{weights}, {_keywords(rule)})"
     found = {"transformers": f"model.generate(**inputs, custom_generate={made})"}
     if names == [TEXT] and not settings.get("weights"):
-        keys = {f"tccd_{name}": value for name, value in {**erased, **rule}.items() if value or name != "beta"}
+        keys = {f"tccd_{name}": value for name, value in {**erased, **rule}.items()}
         found["vllm"] = f'"vllm_xargs": {json.dumps(keys)}'
     return found
 
@@ -174,8 +185,10 @@ def _call(name: str, settings: Mapping[str, Any], erased: Mapping[str, Any]) -> 
         "blank-image": f"processor, images, prompts, color={_rgb(settings.get('color', ''))}",
         "noised-image": f"inputs, step={settings.get('step')}",
         "early-exit": repr(settings.get("layers")),
+        "prompt": "processor, other_words, images",
     }
-    return f"{name.replace('-', '_')}({given.get(name, '...')})"
+    made = "other_prompt" if name == "prompt" else name.replace("-", "_")
+    return f"{made}({given.get(name, '...')})"
 
 
 def _keywords(values: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ def negative_text_cost(result: Mapping[str, Any], model: str) -> str | None:
 
 def random_direction(result: Mapping[str, Any], model: str) -> str | None:
     """Whether contrast with a random direction gains as much as contrast with centroids, in a sentence; None where
-    it does not, or was not measured (`--controls`).
+    neither gains, where it gains less, or where it was not measured (`--controls`).
     """
     controls = [c for c in result.get("tccd_controls") or () if c["model"] == model and c.get("right")]
     every = result.get("tccd_cells") or ()
@@ -90,13 +90,14 @@ def random_direction(result: Mapping[str, Any], model: str) -> str | None:
     centroids, drawn = (max(rows, key=lambda row: row["accuracy"]) for rows in (own, controls))
     asked = (result.get("questions") or {}).get(model) or {}
     more = clustered(outcomes_of(drawn["right"]), outcomes_of(centroids["right"]), clusters_of(asked))
-    if more.low > 0 or drawn["delta"] <= 0:
+    gains = max(centroids["ci95"][0], drawn["ci95"][0]) > 0
+    if more.low > 0 or drawn["delta"] <= 0 or not gains:
         return None
     bounds = f"95 % interval {100 * more.low:+.1f} to {100 * more.high:+.1f}"
     return (
         f"a random direction of equal norm gains {100 * drawn['delta']:+.1f} points at its best, centroids "
-        f"{100 * centroids['delta']:+.1f} (difference {100 * more.value:+.1f}, {bounds}): what helps there is any "
-        "disturbance, not the text's centroids; measure other references"
+        f"{100 * centroids['delta']:+.1f} (difference {100 * more.value:+.1f}, {bounds}): any disturbance would "
+        "do, so what helps is not what centroids are; prefer another reference"
     )
 
 

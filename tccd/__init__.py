@@ -10,10 +10,34 @@ if TYPE_CHECKING:
     from tccd.centroids.fit import fit_bank
     from tccd.decoding.config import Rule, TCCDConfig
     from tccd.decoding.huggingface import TCCD, Contrast
-    from tccd.decoding.references import blank_image, no_vision
+    from tccd.decoding.references import (
+        blank_image,
+        early_exit,
+        mean_vision,
+        no_vision,
+        noised_image,
+        other_prompt,
+        text_centroid,
+        vision_centroid,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["TCCD", "CentroidBank", "Contrast", "Rule", "TCCDConfig", "blank_image", "fit_bank", "no_vision"]
+__all__ = [
+    "TCCD",
+    "CentroidBank",
+    "Contrast",
+    "Rule",
+    "TCCDConfig",
+    "blank_image",
+    "early_exit",
+    "fit_bank",
+    "mean_vision",
+    "no_vision",
+    "noised_image",
+    "other_prompt",
+    "text_centroid",
+    "vision_centroid",
+]
 
 _HOMES = {
     "CentroidBank": "tccd.centroids.bank",
@@ -23,7 +47,13 @@ _HOMES = {
     "TCCD": "tccd.decoding.huggingface",
     "Contrast": "tccd.decoding.huggingface",
     "blank_image": "tccd.decoding.references",
+    "early_exit": "tccd.decoding.references",
+    "mean_vision": "tccd.decoding.references",
     "no_vision": "tccd.decoding.references",
+    "noised_image": "tccd.decoding.references",
+    "other_prompt": "tccd.decoding.references",
+    "text_centroid": "tccd.decoding.references",
+    "vision_centroid": "tccd.decoding.references",
 }
 
 

@@ -47,7 +47,8 @@ def tccd(
 
     \b
     Fit centroids for a model, measure what each modality is worth to it
-    (probe), and decode with text-centroid contrastive decoding (generate).
+    (probe), and decode with what the model would say without something taken
+    away (generate).
 
     \b
     Exit codes: 0; 1 for a failure; 2 for wrong usage. With --json a failure
@@ -59,8 +60,8 @@ def tccd(
         --layers text=3,vision=3 --k 16 --out bank.safetensors
       tccd probe replacement --model ./model --bank bank.safetensors \\
         --data easy-vqa --out report
-      tccd generate --model ./model --bank bank.safetensors \\
-        --image cat.jpg --prompt "What color is the cat?"
+      tccd generate --model ./model --image cat.jpg \\
+        --prompt "What color is the cat?"
       tccd bank show bank.safetensors
     """
 

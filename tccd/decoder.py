@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.generation.utils import GenerationMixin
 
 from tccd.errors import ConfigError, UnsupportedModelError
 
@@ -76,12 +77,21 @@ def find_decoder(model: Any) -> Decoder:
         )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; tccd needs a decoder-only language model")
-    decoder = _holding_layers(model.get_decoder(), name)
-    head = model.get_output_embeddings()
+    outer = model.get_decoder()
+    decoder = _holding_layers(outer, name)
+    # Where the decoder is a whole language model, the head may be known to it alone.
+    owners = (one for one in (model, outer) if hasattr(one, "get_output_embeddings"))
+    head = next((found for one in owners if (found := one.get_output_embeddings()) is not None), None)
     if head is None or getattr(head, "weight", None) is None:
         raise UnsupportedModelError(f"{name} has no language-model head; load the class that has logits")
     text_config = model.config.get_text_config()
-    width = int(text_config.hidden_size)
+    width = getattr(text_config, "hidden_size", None)
+    if not isinstance(width, int):
+        raise UnsupportedModelError(f"{name}: its {type(text_config).__name__} names no hidden_size")
+    if not isinstance(model, GenerationMixin):
+        raise UnsupportedModelError(
+            f"{name} is no GenerationMixin of transformers: it makes no text token by token"
+        )
     return Decoder(
         model=model,
         layers=decoder.layers,

@@ -12,7 +12,7 @@ from torch import Tensor
 from tccd import TCCD, Contrast
 from tccd.data import Sample, load, load_samples
 from tccd.decoding.gates import GATES, Gate
-from tccd.engine import EMBEDDINGS, Layout, Reference
+from tccd.engine import EMBEDDINGS, Layout, Twin
 from tccd.errors import ConfigError
 from tccd.modality import ModalityMap
 from tests import oracle
@@ -37,7 +37,7 @@ def test_a_gate_is_a_function_and_a_line_in_the_table(monkeypatch: pytest.Monkey
     torch.testing.assert_close(new_tokens(generate(model, batch, 4, opened), batch)[1], always, rtol=0, atol=1e-5)
 
 
-class WithoutFirstWord(Reference):
+class WithoutFirstWord(Twin):
     """The tail does not see its own first token."""
 
     layer = EMBEDDINGS
@@ -71,7 +71,7 @@ def without_first_word(model: Any, batch: dict[str, Any]) -> Tensor:
 def test_a_reference_is_a_subclass_and_its_oracle() -> None:
     model, batch = cached_tiny("llava"), inputs("llava", RAGGED)
     contrast = Contrast(model, WithoutFirstWord(), alpha_cd=1.0)
-    tokens, logits = oracle.greedy_with(model, batch, lambda longer: without_first_word(model, longer), 1.0, 5)
+    tokens, logits = oracle.greedy_with(model, batch, [lambda longer: without_first_word(model, longer)], [1.0], 5)
     ours = new_tokens(generate(model, batch, 5, contrast), batch)
     assert ours[0].tolist() == tokens.tolist()
     torch.testing.assert_close(ours[1], logits, rtol=0, atol=1e-4)

@@ -54,8 +54,9 @@ class Method:
         kind: one of `KINDS`.
         mixes: what it may be made of.
         rules: what it may be given; none where the one stream of a mix holds its scores already.
-        passes: how often a request's image runs through the decoder; None for an oracle.
-        cost: its name in `eval.speed.transformers`, or that of the method that costs the same; None for an oracle.
+        passes: how often a request's image runs through the decoder, a blank one's prefix being kept; None for an
+            oracle.
+        cost: its name in `eval.speed.ways`, or that of the way that costs the same; None for an oracle.
         tail_only: runs nothing but the tail's rows beside plain decoding.
     """
 
@@ -117,10 +118,14 @@ def _words() -> tuple[Mix, ...]:
 def methods() -> list[Method]:
     """Every method, plain decoding first."""
     every, ungated = grid(), grid(("margin", "entropy"))
+    sharper = tuple(rule for rule in every if rule.alpha_cd > -1)  # below it a temperature turns the order round
     control = streams.LAYERS, (streams.CONTROL_K,), streams.KEPT[:1]
 
     def tail(name: str, mixes: tuple[Mix, ...], cost: str, rules: tuple[Rule, ...] = every) -> Method:
         return Method(name, "reference", mixes, rules, 1.0, cost, tail_only=True)
+
+    def blank(name: str, mixes: tuple[Mix, ...]) -> Method:
+        return Method(name, "reference", mixes, every, 1.0, "blank_image")
 
     def two_pass(name: str, mixes: tuple[Mix, ...], cost: str) -> Method:
         return Method(name, "reference", mixes, every, 2.0, cost)
@@ -143,7 +148,7 @@ def methods() -> list[Method]:
         tail("mean-vision", _one("mean-vision"), "mean_vision"),
         tail("no-vision + mean-vision", _together((0.25, 0.5, 0.75)), "no_vision_mean_vision", ungated),
         tail("no-vision - text-centroid", _other_sign((0.5, 1.0)), "no_vision_text_centroid", ungated),
-        *(two_pass(f"blank-image, {color}", _one(f"blank-{color}"), "blank_image") for color in streams.COLORS),
+        *(blank(f"blank-image, {color}", _one(f"blank-{color}")) for color in streams.COLORS),
         two_pass("noised-image", _each("noised-{}", "step", streams.STEPS), "noised_image"),
         two_pass("prompt", _words(), "prompt"),
         tail("early-exit, low", _one("exit-low"), "early_exit_low"),
@@ -151,13 +156,13 @@ def methods() -> list[Method]:
         tail("early-exit, one layer", _each("exit-{}", "layers", (-1, *streams.LAYERS)), "early_exit"),
         Method("DoLa, low", "peer", _one("dola-low"), cost="early_exit_low"),
         Method("DoLa, high", "peer", _one("dola-high"), cost="early_exit_high"),
-        Method("PAI", "peer", _pai(), every, 1.0, "pai"),
+        Method("PAI", "peer", _pai(), every, 1.0, "question_alone"),
         Method("mitigv VCD, its defaults", "peer", _one("mitigv-vcd"), (), 2.0, "mitigv_vcd"),
         Method("mitigv VCD", "peer", _one("mitigv-noised"), every, 2.0, "mitigv_vcd"),
-        Method("mitigv PAI, its defaults", "peer", _one("mitigv-pai"), (), 1.0, "mitigv_pai"),
+        Method("mitigv PAI, its defaults", "peer", _one("mitigv-pai"), (), 1.0, "question_alone"),
         Method("random direction", "control", _erasures("direction", *control), every, cost="tccd"),
         Method("random centroids", "control", _erasures("centroid", *control), every, cost="tccd"),
-        Method("sharper", "control", _one("uniform"), every, cost="plain"),
+        Method("sharper", "control", _one("uniform"), sharper, cost="plain"),
         Method("marginal of 48 images", "oracle", _one("marginal"), every, None),
-        Method("mean of the question's answers", "oracle", _one("prior"), every, None),
+        Method("mean per question", "oracle", _one("prior"), every, None),
     ]

@@ -15,6 +15,8 @@ INK, SOFT = "#1f2328", "#8c959f"
 FAMILY = {"llava": "#0969da", "qwen25vl": "#bf8700", "idefics3": "#8250df"}
 MARKER = {"reference": "o", "peer": "s", "control": "x", "oracle": "D"}
 MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("greedy", "sampled")}
+LEFT_AND_WIDTH = ((0.045, 0.36), (0.585, 0.22), (0.825, 0.165))
+"""Of the three parts of the picture, as shares of its width."""
 Row = Mapping[str, Any]
 
 
@@ -85,46 +87,48 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     """Gain against cost, and beside it each method's gains and the harm of the grounded twins, by family."""
     mine = select(rows, "greedy")
     names = ordered(mine)
-    figure = require("matplotlib.figure", "report").Figure(figsize=(12.5, 0.32 * len(names) + 1.5))
-    cost, gains, harm = figure.subplots(1, 3, width_ratios=(1.15, 1, 0.6))
+    width, height = 13.0, 0.27 * len(names) + 1.1
+    figure = require("matplotlib.figure", "report").Figure(figsize=(width, height))
+    bottom, top = 0.55 / height, 1 - 0.4 / height
+    # Room for the methods' names stands between cost and gains.
+    cost, gains, harm = (figure.add_axes((x, bottom, w, top - bottom)) for x, w in LEFT_AND_WIDTH)
     _cost(cost, mine, names)
     _intervals(gains, mine, names, "delta", "ci95", "gain of the competing twin, points")
-    _intervals(harm, mine, names, "harm", "harm_ci95", "change of the grounded twin")
+    _intervals(harm, mine, names, "harm", "harm_ci95", "change of the grounded twin, points")
     labels = [f"{name}  {number}" for number, name in enumerate(names, 1)]
     gains.set_yticks(range(len(names)), labels, fontsize=9, color=INK)
     harm.set_yticks([])
     for family, color in FAMILY.items():
         gains.plot([], [], "o", color=color, markersize=5, label=family)
-    gains.legend(frameon=False, fontsize=8.5, loc="lower right")
+    for axis in (cost, gains):
+        axis.legend(frameon=False, fontsize=8.5, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     for axis in (cost, gains, harm):
         axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(colors=INK, labelsize=9)
+        axis.tick_params(colors=INK, labelsize=9, length=0)
         axis.grid(axis="x", color="#eaeef2")
         axis.set_axisbelow(True)
-    figure.tight_layout()
     figure.savefig(file, dpi=160, facecolor="white")
 
 
 def _cost(axis: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
     ratios = {row["method"]: row["cpu_ratio"] for row in rows}
     kinds = {row["method"]: row["kind"] for row in rows}
-    placed: list[tuple[float, float]] = []
-    for number, name in sorted(enumerate(names, 1), key=lambda pair: -mean_gain(rows, pair[1])):
-        if ratios[name] is None:
-            continue
-        x, y = ratios[name], mean_gain(rows, name)
-        axis.plot([x], [y], MARKER[kinds[name]], color=INK if kinds[name] == "reference" else SOFT, markersize=5)
-        shift = 0.025
-        while any(abs(x + shift - px) < 0.05 and abs(y - py) < 0.55 for px, py in placed):
-            shift += 0.05
-        placed.append((x + shift, y))
-        axis.annotate(str(number), (x, y), (x + shift, y), fontsize=8, color=INK, va="center")
-    axis.set_xlabel("CPU time of a request, times plain decoding's", fontsize=9, color=INK)
-    axis.set_ylabel("mean gain of three competing models, points", fontsize=9, color=INK)
-    axis.axhline(0, color=SOFT, linewidth=0.8)
+    timed = [name for name in names if ratios[name] is not None]
     for kind in ("reference", "peer", "control"):
-        axis.plot([], [], MARKER[kind], color=INK if kind == "reference" else SOFT, markersize=5, label=kind)
-    axis.legend(frameon=False, fontsize=8.5, loc="lower right")
+        mine = [name for name in timed if kinds[name] == kind]
+        style = {"color": INK if kind == "reference" else SOFT, "markersize": 5, "label": kind}
+        axis.plot([ratios[n] for n in mine], [mean_gain(rows, n) for n in mine], MARKER[kind], **style)
+    spread = max([1.1, *(ratios[name] for name in timed)]) - 1
+    placed: list[tuple[float, float]] = []
+    for name in sorted(timed, key=lambda one: -mean_gain(rows, one)):
+        x, y = ratios[name] + 0.025 * spread, mean_gain(rows, name)
+        while any(abs(x - px) < 0.04 * spread and abs(y - py) < 0.5 for px, py in placed):
+            x += 0.04 * spread
+        placed.append((x, y))
+        axis.text(x, y, str(names.index(name) + 1), fontsize=8, color=INK, va="center")
+    axis.set_xlabel("CPU time of a request, times plain decoding's", fontsize=9, color=INK)
+    axis.set_ylabel("mean gain of the competing models, points", fontsize=9, color=INK)
+    axis.axhline(0, color=SOFT, linewidth=0.8)
 
 
 def _intervals(axis: Any, rows: Sequence[Row], names: Sequence[str], key: str, bounds: str, label: str) -> None:

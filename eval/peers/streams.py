@@ -48,7 +48,7 @@ PROMPTS: Mapping[str, Callable[[str], str]] = {
 FITTED_QUESTIONS, FITTED_PICTURES = 800, 50
 """Of each source: train questions that centroids are fitted on, and train pictures that the mean image is."""
 #: Raised where a group's streams are made in another way than before, so that kept ones are made anew.
-VERSION: Mapping[str, int] = {}
+VERSION: Mapping[str, int] = {"mean-vision": 2}
 BLIND = ("no-vision", "mean-vision", "blank-image", "text-only", "marginal")
 BATCH = 100
 

@@ -1,134 +1,57 @@
-"""TCCD in transformers against plain decoding and its peers: `python -m eval.speed transformers`.
+"""Every reference in transformers against plain decoding and its peers: `python -m eval.speed transformers`.
 
 One random-weight Qwen2.5-VL, one process, methods taking turns. Prefill is the time to the first token, decode
-the mean time of those after it; their medians over rounds are given with the interquartile range, and so is
-each method's ratio to plain decoding in the same round.
+the mean time of those after it, a request the prompt and all its tokens; their medians over rounds are given with
+the interquartile range, and so is each method's ratio to plain decoding in the same round. A blank image's
+prefix is there already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import StoppingCriteria
 
-from eval.baselines.two_pass import two_pass
 from eval.speed.models import describe, prompt, random_qwen
 from eval.speed.timing import Seconds, alternate, header, peak_memory, spread, write
+from eval.speed.ways import ALPHA_CD, ALPHA_INTERP, BETA, GATE, Method, Run, Stamps, methods
 from tccd import TCCD, CentroidBank
-from tccd.decoding.references import centroid_erasure
 from tccd.engine.reference import riders
+from tccd.modality import MODALITIES
 
 OUT = Path("out/speed/transformers.json")
 
-#: Most that a method's CPU time may be, over that of plain decoding.
-BARS = {
-    "prefill": {"tccd": 1.20, "tccd_plausible": 1.25, "tccd_gated": 1.25},
-    "decode": {"tccd": 1.15, "tccd_plausible": 1.25, "tccd_gated": 1.25},
+#: Most that a method's CPU time may be, over that of plain decoding: prefill, and decode.
+LIMITS = {
+    "tail": (1.12, 1.10),
+    "kept_prefix": (1.15, 1.10),
+    "two_tails": (1.25, 1.15),
+    "on_logits": (1.25, 1.25),
 }
-
-ALPHA_CD, ALPHA_INTERP, BETA, GATE = 1.0, 0.4, 0.1, "margin"
-
-
-class Run(NamedTuple):
-    """Times of one generation."""
-
-    prefill: Seconds
-    decode: Seconds
-
-
-class Stamps(StoppingCriteria):
-    """Reads the clocks after every token, and stops nothing."""
-
-    def __init__(self) -> None:
-        self.readings = [Seconds.now()]
-
-    def __call__(self, input_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:
-        """The stopping-criterion form."""
-        self.mark()
-        return torch.zeros(len(input_ids), dtype=torch.bool)
-
-    def mark(self) -> None:
-        """One more token."""
-        self.readings.append(Seconds.now())
-
-    def run(self, tokens: int) -> Run:
-        """Prefill and decode times, if `tokens` tokens came."""
-        start, first, *_, last = self.readings
-        if len(self.readings) != tokens + 1:
-            raise RuntimeError(f"{len(self.readings) - 1} tokens came, expected {tokens}")
-        return Run(first.since(start), last.since(first, tokens - 1))
-
-
-#: Generates from a prompt, marking every token.
-Method = Callable[[dict[str, Tensor], Stamps], Any]
-
-
-def methods(model: Any, bank: CentroidBank, tokens: int) -> tuple[dict[str, Method], dict[str, str]]:
-    """What is compared, and what could not be: name -> method, name -> reason."""
-    settings: dict[str, Any] = {"alpha_cd": ALPHA_CD, "alpha_interp": ALPHA_INTERP}
-    tccd = TCCD(model, bank, **settings)
-    replace = centroid_erasure(bank, tccd.layer, ALPHA_INTERP).replace
-    plausible = TCCD(model, bank, **settings, beta=BETA)
-    gated = TCCD(model, bank, **settings, gate=GATE)
-
-    def generate(inputs: dict[str, Tensor], stamps: Stamps, **more: Any) -> Any:
-        return model.generate(**inputs, max_new_tokens=tokens, do_sample=False, stopping_criteria=[stamps], **more)
-
-    def by_processor(inputs: dict[str, Tensor], stamps: Stamps) -> Any:
-        return generate(inputs, stamps, logits_processor=[tccd.logits_processor()])
-
-    def in_two_passes(inputs: dict[str, Tensor], stamps: Stamps) -> Any:
-        return two_pass(model, inputs, tccd.layer, replace, ALPHA_CD, tokens, stamps.mark)
-
-    found: dict[str, Method] = {
-        "plain": generate,
-        "two_pass": in_two_passes,
-        "tccd": partial(generate, custom_generate=tccd),
-        "tccd_plausible": partial(generate, custom_generate=plausible),
-        "tccd_gated": partial(generate, custom_generate=gated),
-        "tccd_processor": by_processor,
-    }
-    if not _is_there("mitigv"):
-        return found, {"mitigv_vcd": "not installed; pip install --no-deps mitigv"}
-    return found | {"mitigv_vcd": partial(mitigv_vcd, model, tokens)}, {}
-
-
-def mitigv_vcd(model: Any, tokens: int, inputs: dict[str, Tensor], stamps: Stamps) -> Any:
-    """VCD (Leng et al., CVPR 2024) by the library mitigv, its public loader and its own defaults.
-
-    Its processor is one that hands over the prompt as it is. It has no callback for tokens, so the method that
-    chooses each is wrapped.
-    """
-    from mitigv import load_mitigator
-
-    class Processor:
-        eos_token_id = pad_token_id = None
-
-        def __call__(self, **kwargs: Any) -> dict[str, Tensor]:
-            return inputs
-
-        def batch_decode(self, sequences: Tensor, **kwargs: Any) -> list[str]:
-            return [str(row.tolist()) for row in sequences]
-
-    vcd: Any = load_mitigator("vcd", model=model, processor=Processor())
-    choose = vcd._sample_next
-
-    def choose_and_mark(*args: Any) -> Any:
-        token = choose(*args)
-        stamps.mark()
-        return token
-
-    vcd._sample_next = choose_and_mark
-    return vcd(None, "", max_new_tokens=tokens)
+LIMIT_OF = {
+    "tccd": "tail",
+    "no_vision": "tail",
+    "mean_vision": "tail",
+    "early_exit": "tail",
+    "early_exit_low": "tail",
+    "early_exit_high": "tail",
+    "blank_image": "kept_prefix",
+    "no_vision_mean_vision": "two_tails",
+    "no_vision_text_centroid": "two_tails",
+    "tccd_plausible": "on_logits",
+    "tccd_gated": "on_logits",
+}
+BARS = {
+    phase: {name: LIMITS[kind][number] for name, kind in LIMIT_OF.items()}
+    for number, phase in enumerate(("prefill", "decode"))
+}
 
 
 def measure(
@@ -148,8 +71,10 @@ def measure(
     """
     width = model.config.get_text_config().hidden_size
     centroids = torch.randn(k, width, generator=torch.Generator().manual_seed(0))
-    bank = CentroidBank.from_arrays(model, {("text", layer): centroids})
-    ways, not_run = methods(model, bank, new_tokens)
+    mean = torch.randn(describe(model)["layers"], width, generator=torch.Generator().manual_seed(1))
+    entries = dict.fromkeys([(modality, layer) for modality in MODALITIES], centroids)
+    bank = CentroidBank.from_arrays(model, entries, vision_mean=mean)
+    ways, not_run = methods(model, bank, layer, new_tokens)
     config = {
         "layer": layer,
         "k": k,
@@ -173,10 +98,6 @@ def measure(
     return found
 
 
-def _is_there(name: str) -> bool:
-    return find_spec(name) is not None
-
-
 def _measure_batch(
     ways: dict[str, Method], not_run: dict[str, str], inputs: dict[str, Tensor], tokens: int, rounds: int
 ) -> dict[str, Any]:
@@ -185,8 +106,9 @@ def _measure_batch(
         ways[name](inputs, stamps)
         return stamps.run(tokens)
 
-    for name in ("plain", "tccd"):  # whatever is done once, our self-test of the model included, is done now
-        run(name)
+    for name in ways:  # whatever is done once, our self-test of the model and a blank image's prefix included
+        if name not in ("two_pass", "mitigv_vcd"):
+            run(name)
     peaks = {}
     for name in list(ways):
         try:
@@ -197,11 +119,12 @@ def _measure_batch(
             not_run[name] = f"batch {len(inputs['input_ids'])}: {type(error).__name__}: {error}"
             del ways[name]
     runs = alternate({name: partial(run, name) for name in ways}, rounds, warmup=0)
-    found: dict[str, Any] = {"ratios": {"prefill": {}, "decode": {}}, "methods": {}}
+    phases = (*Run._fields, "request")
+    found: dict[str, Any] = {"ratios": {phase: {} for phase in phases}, "methods": {}}
     for name in ways:
         cell: dict[str, Any] = {"peak_memory_bytes": peaks[name]}
-        for phase in Run._fields:
-            mine, plain = ([getattr(r, phase) for r in runs[n]] for n in (name, "plain"))
+        for phase in phases:
+            mine, plain = ([_seconds(r, phase, tokens) for r in runs[n]] for n in (name, "plain"))
             cell[phase] = {
                 "cpu_seconds": spread([s.cpu for s in mine]),
                 "wall_seconds": spread([s.wall for s in mine]),
@@ -211,6 +134,13 @@ def _measure_batch(
             found["ratios"][phase][name] = cell[phase]["cpu_ratio"]["median"]
         found["methods"][name] = cell
     return found
+
+
+def _seconds(run: Run, phase: str, tokens: int) -> Seconds:
+    """Of one phase; of the whole request, which is the prompt and every token."""
+    if phase != "request":
+        return getattr(run, phase)
+    return Seconds(*(first + (tokens - 1) * each for first, each in zip(run.prefill, run.decode, strict=True)))
 
 
 @torch.no_grad()
@@ -228,7 +158,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     """Print a table a batch."""
     for batch, cells in found["batches"].items():
         table = Table(
-            *("method", "prefill CPU s", "ratio", "decode CPU ms", "ratio"),
+            *("method", "prefill CPU s", "ratio", "bar", "decode CPU ms", "ratio", "bar", "request ratio"),
             *("prefill wall s", "decode wall ms", "peak MiB"),
             title=f"batch {batch}: median (interquartile range)",
         )
@@ -238,8 +168,11 @@ def show(found: dict[str, Any], console: Console) -> None:
                 name,
                 _text(prefill["cpu_seconds"]),
                 _text(prefill["cpu_ratio"], digits=3),
+                _bar("prefill", name),
                 _text(decode["cpu_seconds"], 1e3, 1),
                 _text(decode["cpu_ratio"], digits=3),
+                _bar("decode", name),
+                _text(cell["request"]["cpu_ratio"], digits=3),
                 _text(prefill["wall_seconds"]),
                 _text(decode["wall_seconds"], 1e3, 1),
                 "-" if peak is None else f"{peak / 2**20:.0f}",
@@ -249,6 +182,10 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(f"cache after the prompt: {cache['plain']:,} bytes, erased stream {cache['erased']:,} more")
     for name, why in found["not_run"].items():
         console.print(f"{name} did not run: {why}")
+
+
+def _bar(phase: str, name: str) -> str:
+    return f"{BARS[phase][name]:.2f}" if name in BARS[phase] else ""
 
 
 def _text(cell: dict[str, float], scale: float = 1, digits: int = 2) -> str:
@@ -271,7 +208,7 @@ def main(
         rounds=rounds,
         after_batch=lambda found: write(found, out),
     )
-    show(found, Console(width=140))
+    show(found, Console(width=170))
 
 
 if __name__ == "__main__":

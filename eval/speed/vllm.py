@@ -25,7 +25,7 @@ from rich.table import Table
 
 from eval.speed.models import END, IMAGE, START, random_qwen, save_for_serving
 from eval.speed.timing import Seconds, alternate, header, spread, write
-from eval.speed.transformers import Run
+from eval.speed.ways import Run
 from tccd import CentroidBank
 
 OUT = Path("out/speed/vllm.json")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tccd.data import Sample
 from tccd.decoder import Decoder
-from tccd.engine import EarlyExit, Erasure, Layout, MeanImage, Reference, Session, Step, Withheld
+from tccd.engine import EarlyExit, Erasure, Layout, MeanImage, OtherPrompt, Reference, Session, Step, Withheld
 from tccd.inputs import check_context, encode
 from tccd.modality import ModalityMap, modality_map, vision_token_ids
 
@@ -121,9 +121,8 @@ def run_streams(decoder: Decoder, inputs: dict[str, Any], references: Sequence[R
         ConfigError: a reference's layer is out of range.
         UnsupportedModelError: the engine is not exact for this model.
     """
-    options = {"use_cache": False, "logits_to_keep": 1}
     if not references:
-        return Streams(decoder.model(**inputs, **options).logits[:, -1], [], [], [])
+        return Streams(_run(decoder, inputs).logits[:, -1], [], [], [])
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     where = modality_map(ids, vision_token_ids(decoder.model.config), mask, has_images=True)
     doses = [_Dose() for _ in references]
@@ -131,10 +130,15 @@ def run_streams(decoder: Decoder, inputs: dict[str, Any], references: Sequence[R
     for group in _groups(references, where):
         session = _Collector(decoder, tuple(_watched(references[i], doses[i]) for i in group))
         with session.active():
-            decoder.model(**inputs, **options)
+            # Another prompt goes on in a cache of its own, which is made like the clean stream's.
+            _run(decoder, inputs, use_cache=any(isinstance(references[i], OtherPrompt) for i in group))
         others |= dict(zip(group, session.others, strict=True))
     moved, replaced = [dose.moved for dose in doses], [dose.replaced for dose in doses]
     return Streams(session.clean, [others[i] for i in range(len(references))], moved, replaced)
+
+
+def _run(decoder: Decoder, inputs: dict[str, Any], use_cache: bool = False) -> Any:
+    return decoder.model(**inputs, use_cache=use_cache, logits_to_keep=1)
 
 
 def _watched(reference: Reference, dose: _Dose) -> Reference:

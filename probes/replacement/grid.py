@@ -34,7 +34,8 @@ class Grid:
         beta: plausibilities of the contrast.
         gate: signal that gates the contrast, beside the contrast without a gate; None for none.
         gate_thresholds: thresholds of the gate.
-        controls: whether each cell of the lowest alpha and the first segment gets its controls.
+        controls: whether each cell of the lowest alpha and the first segment gets its controls, and each contrast
+            with centroids the same with a random direction.
         seed: of the controls' draws.
 
     Raises:
@@ -124,11 +125,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class Design:
-    """What is measured, and the arms that do it: one a cell, then one a control, then one a setting."""
+    """What is measured, and the arms that do it: one a cell, then one a control, one a setting, one a drawn.
+
+    Attributes:
+        cells, controls, settings: what is measured.
+        drawn: numbers of the settings that are measured with a random direction too.
+        arms: all of them.
+    """
 
     cells: list[Cell]
     controls: list[Control]
     settings: list[Setting]
+    drawn: list[int]
     arms: list[Arm]
 
 
@@ -195,14 +203,18 @@ def design(
     # Weak contrast first: protocols break ties by order.
     settings = [Setting(reference, rule) for rule in rules for reference in references]
     arms += [Arm(s.reference.sources, s.rule, s.reference.weights) for s in settings]
+    drawn = _drawn(banks, settings, grid.seed) if grid.controls else {}
+    arms += drawn.values()
     if not arms and not banks:
         raise ConfigError(
             "nothing to measure: no bank to erase by, and no contrast; give a bank, or alpha_cd and a reference "
             "that needs none, such as no-vision"
         )
     if not arms:
-        raise ConfigError(f"nothing to erase: layers = {layers}, banks {list(banks)}")
-    return Design(cells, controls, settings, arms)
+        means = not any(bank.tensors for bank in banks.values())
+        hint = "; a bank of a vision mean alone serves reference mean-vision, with alpha_cd" if means else ""
+        raise ConfigError(f"nothing to erase: layers = {layers}, banks {list(banks)}{hint}")
+    return Design(cells, controls, settings, list(drawn), arms)
 
 
 def _layers(banks: Mapping[str, CentroidBank], grid: Grid) -> dict[str, tuple[int, ...]]:
@@ -215,6 +227,21 @@ def held_layers(banks: Collection[CentroidBank], modality: Modality) -> tuple[in
     """The layers that every bank holds and that have a layer above them, where an erasure takes effect."""
     held = [set(bank.layers(modality)) - {bank.model.num_layers - 1} for bank in banks if bank.tensors]
     return tuple(sorted(set.intersection(*held))) if held else ()
+
+
+def _drawn(banks: Mapping[str, CentroidBank], settings: Sequence[Setting], seed: int) -> dict[int, Arm]:
+    """By number of a setting of centroids, the same contrast with a random direction of equal norm."""
+    made: dict[int, Erasure] = {}
+    found = {}
+    for number, setting in enumerate(settings):
+        (erasure, *more), of = setting.reference.sources, setting.reference.parameters
+        if more or not isinstance(erasure, Erasure):
+            continue
+        if id(erasure) not in made:
+            centroids = banks[of["bank"]].centroids(erasure.modality, erasure.layer)
+            made[id(erasure)] = replace(erasure, replace=random_direction(centroids, of["alpha_interp"], seed))
+        found[number] = Arm(made[id(erasure)], setting.rule)
+    return found
 
 
 def _controls(

@@ -24,7 +24,7 @@ from probes.asking.scoring import describe as describe_scoring
 from probes.asking.scoring import longest, targets
 from probes.pairing import choose_pair
 from probes.replacement.examples import flips
-from probes.replacement.grid import Cell, Design, Grid, design
+from probes.replacement.grid import Cell, Design, Grid, Setting, design
 from probes.replacement.overlap import data_block, seen_pictures
 from probes.report.envelope import envelope
 from probes.statistics.bootstrap import paired_bootstrap_ratio
@@ -185,12 +185,21 @@ def _rows(name: str, found: Design, answers: Answers) -> dict[str, list[dict[str
     for arm, control in enumerate(found.controls, len(cells)):
         block = {"kind": control.kind, "cell": control.of} | erased(control.cell, arm)
         controls.append(block | ({} if control.against is None else {"against": control.against}))
-    contrasts = []
-    for arm, setting in enumerate(found.settings, len(cells) + len(controls)):
+
+    def contrasted(setting: Setting, arm: int) -> dict[str, Any]:
         rule = {key: value for key, value in asdict(setting.rule).items() if key != "tokens"}
         block = {"model": name, "reference": setting.reference.name, **setting.reference.parameters, **rule}
-        contrasts.append(block | gain(answers.clean_correct, right[arm], tasks, clusters) | told(arm))
-    rows = {"cells": cells, "controls": controls, "tccd_cells": contrasts}
+        return block | gain(answers.clean_correct, right[arm], tasks, clusters) | told(arm)
+
+    first = len(cells) + len(controls)
+    contrasts = [contrasted(setting, arm) for arm, setting in enumerate(found.settings, first)]
+    drawn = [
+        {"kind": "random-direction", "setting": number} | contrasted(found.settings[number], arm)
+        for arm, number in enumerate(found.drawn, first + len(contrasts))
+    ]
+    rows = {"cells": cells, "controls": controls, "tccd_cells": contrasts} | (
+        {"tccd_controls": drawn} if drawn else {}
+    )
     for part in rows.values():
         for row, adjusted in zip(part, holm([row["p_value"] for row in part]).tolist(), strict=True):
             row["p_holm"] = adjusted

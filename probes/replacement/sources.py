@@ -12,7 +12,7 @@ from PIL import ImageColor
 from probes.asking.asked import Asked, Source
 from probes.references import KINDS, TEXT, VISION, Term, parse
 from tccd.centroids.bank import CentroidBank
-from tccd.decoding.references import blank_image, early_exit, mean_vision, no_vision, noised_image
+from tccd.decoding.references import blank_image, early_exit, mean_vision, no_vision, noised_image, other_prompt
 from tccd.engine import Erasure, Reference
 from tccd.errors import BankMismatchError, ConfigError
 from tccd.modality import Modality
@@ -111,7 +111,9 @@ def able(banks: Collection[CentroidBank]) -> tuple[str, ...]:
     """Names of the references that can be made with these banks, or with none."""
     held = {name: any(bank.layers(modality) for bank in banks) for name, modality in _CENTROIDS.items()}
     held["mean-vision"] = any(bank.vision_mean is not None for bank in banks)
-    return tuple(name for name in KINDS if held.get(name, True))
+    return tuple(
+        name for name, kind in KINDS.items() if held.get(name, kind.default is not None or not kind.parameter)
+    )
 
 
 def _blank(color: str) -> tuple[str, Source]:
@@ -143,10 +145,19 @@ def _exit(layers: str) -> tuple[str | int, Source]:
     return int(layers), early_exit(int(layers))
 
 
+def _words(words: str) -> tuple[str, Source]:
+    def make(asked: Asked) -> Reference:
+        prompts = [words.replace("{prompt}", sample.prompt) for sample in asked.samples]
+        return other_prompt(asked.processor, prompts, [[image] for image in asked.images])
+
+    return words, make
+
+
 _CENTROIDS: Mapping[str, Modality] = {TEXT: "text", VISION: "vision"}
 _MADE: Mapping[str, Callable[[str], tuple[Any, Source]]] = {
     "no-vision": lambda value: (value, no_vision()),
     "blank-image": _blank,
     "noised-image": _noised,
     "early-exit": _exit,
+    "prompt": _words,
 }

@@ -1,4 +1,4 @@
-"""The page's figures: curves of cost over layers or dose, and grouped bars of shares."""
+"""The page's figures: curves of cost over layers or dose, grouped bars of shares, and changes side by side."""
 
 from __future__ import annotations
 
@@ -108,6 +108,29 @@ def bars(groups: Sequence[Group], label: str, prefix: str) -> str:
     axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.6)
     axes.spines["left"].set_visible(False)
     told = "; ".join(f"{g.name}: {', '.join(percent(b.share) for b in g.bars)}" for g in groups)
+    return inline(figure, prefix, f"{label} {told}.")
+
+
+def changes(rows: Sequence[tuple[str, float, Sequence[float]]], label: str, prefix: str) -> str:
+    """Changes in accuracy with their intervals, a dot and a line each, and a rule at no change.
+
+    Args:
+        rows: name, change and its interval, as fractions, from top to bottom.
+        label: what the drawing shows, for readers who can't see it.
+        prefix: of every id in the drawing.
+    """
+    figure, axes = blank(WIDTH, 0.27 * len(rows) + 0.55, left=1.75, bottom=0.47)
+    axes.axvline(0, color=COLOURS["soft"], linewidth=0.8)
+    for y, (_, change, bounds) in enumerate(rows):
+        colour = COLOURS["tccd" if bounds[0] > 0 else "text" if bounds[1] < 0 else "plain"]
+        axes.plot([100 * bound for bound in bounds], [y, y], color=colour, linewidth=1.6)
+        axes.plot([100 * change], [y], color=colour, marker="o", markersize=5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [short(name, 24) for name, *_ in rows])
+    axes.xaxis.set_major_locator(require("matplotlib.ticker", "report").MaxNLocator(5, integer=True))
+    axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.6)
+    axes.set_xlabel("gain on held-out pictures, points", color=COLOURS["soft"])
+    told = "; ".join(f"{name} {points(change, True)}" for name, change, _ in rows)
     return inline(figure, prefix, f"{label} {told}.")
 
 

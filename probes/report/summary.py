@@ -122,7 +122,10 @@ def flat_model(row: Row) -> Row:
         flat["delta_" + name.replace("-", "_")] = mean.get(name)
     flat["delta_best_oracle_upper_bound"] = mean.get("best")
     if advice:
-        flat |= {"advice": "on" if advice["on"] else "off", "runner_up": advice["runner_up"]}
+        flat |= {
+            "advice": "on" if advice["on"] else "off",
+            "runner_up": (advice["runner_up"] or {}).get("reference"),
+        }
         flat |= {"advised_reference": (advice["settings"] or {}).get("reference")}
         flat |= {"held_out_p_value": advice["held_out"]["p_value"]}
         flat |= _bounded("held_out", advice["held_out"], "delta", value="held_out_delta")

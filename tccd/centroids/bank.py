@@ -49,8 +49,7 @@ class CentroidBank:
         tccd_version: version of tccd that made it.
         vision_mean: what the reference `mean-vision` shows in an image's place: shape (num_layers, hidden), fp32,
             on the CPU. Row `L` is the mean, over all vision tokens of the fitted images, of what the attention of
-            decoder layer `L` is given (behind the layer's first norm). None where it was
-            not fitted.
+            decoder layer `L` is given, behind the layer's first norm. None where it was not fitted.
 
     Raises:
         BankError: there is neither an entry nor a vision mean; one of them is empty, not fp32, not finite, not of

@@ -98,6 +98,7 @@ def fit_bank(
         DataError: a prompt can't be asked, or an image can't be read.
         FitError: fewer finite rows than `k`, or `work_dir` holds another harvest.
         MissingExtraError: no k-means backend is installed.
+        UnsupportedModelError: a layer has no attention, so that there is no vision mean.
         WriteError: the disk is full.
 
     Example:

@@ -118,6 +118,7 @@ def harvest(
         FitError: the folder holds a harvest with other settings, samples or images, or a file that was changed,
             says which; no samples came; or the disk has too little room.
         ModalityError: the vision positions of a prompt can't be told.
+        UnsupportedModelError: the vision mean is asked for, and a layer has no attention.
         WriteError: the disk is full, or the folder can't be written.
     """
     how = Reading(prompt, text_tokens, batch_size, vision, max_vision_tokens_per_image, seed, vision_mean)
@@ -156,13 +157,13 @@ def gather(
     if count == 0:
         raise FitError(_NO_SAMPLES)
     check_rows(wanted, how, count, least_rows)
+    reader = Reader(decoder, processor, wanted, how)
     if isinstance(samples, Sequence):
         check_samples(model, processor, samples, how.prompt)
     settings = _settings(model, decoder, wanted, how)
     _open(folder, settings)
     digest = _digest(_told(settings))
     total = None if count is None else -(-count // how.batch_size)
-    reader = Reader(decoder, processor, wanted, how)
     tally = _Tally()
     for batch in _batched(samples, how.batch_size):
         if not isinstance(samples, Sequence):

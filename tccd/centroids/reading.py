@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from tccd.centroids.vision_mean import VisionSums
 from tccd.data.pictures import to_rgb
 from tccd.decoder import Decoder, attention_of, first_tensor
-from tccd.errors import ConfigError, DataError
+from tccd.errors import ConfigError, DataError, UnsupportedModelError
 from tccd.inputs import PAPER_PROMPT, check_context, encode
 from tccd.modality import SEGMENTS, Modality, ModalityMap, modality_map, vision_token_ids
 
@@ -97,6 +97,9 @@ class Reader:
         processor: of the model.
         wanted: layers by modality.
         how: which positions, and whether to sum up.
+
+    Raises:
+        UnsupportedModelError: the vision mean is asked for, and a layer has no attention.
     """
 
     def __init__(self, decoder: Decoder, processor: Any, wanted: dict[Modality, tuple[int, ...]], how: Reading):
@@ -106,7 +109,7 @@ class Reader:
         # The forward ends after the last layer whose output is kept, or before the last attention.
         top = decoder.num_layers - 1
         self._last_output = max(self._kept_at, default=-1)
-        self._summed = range(decoder.num_layers if how.vision_mean else 0)
+        self._attentions = _attentions(decoder) if how.vision_mean else []
         self._ends_before = top if how.vision_mean and self._last_output < top else None
 
     def read(self, batch: Sequence[Any], pictures: Sequence[Image], first: int) -> Read:
@@ -160,10 +163,10 @@ class Reader:
 
         model, layers = self._decoder.model, self._decoder.layers
         handles = [
-            attention_of(layers[layer]).register_forward_pre_hook(
+            attention.register_forward_pre_hook(
                 lambda _module, args, kwargs, layer=layer: add(layer, args, kwargs), with_kwargs=True
             )
-            for layer in self._summed
+            for layer, attention in enumerate(self._attentions)
         ]
         handles += [
             layers[layer].register_forward_hook(lambda _module, _args, output, layer=layer: keep(layer, output))
@@ -180,6 +183,15 @@ class Reader:
                 handle.remove()
             model.train(training)
         return rows, sums
+
+
+def _attentions(decoder: Decoder) -> list[nn.Module]:
+    try:
+        return [attention_of(layer) for layer in decoder.layers]
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"there is no vision mean of this model: {error}. Leave it out (--no-vision-mean)"
+        ) from error
 
 
 class _Done(Exception):

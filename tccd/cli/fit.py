@@ -97,10 +97,10 @@ def fit(
 
     \b
     Centroids are fitted at --layers; the references text-centroid and
-    vision-centroid need them. The vision mean is the mean of all image
-    tokens before each layer; the reference mean-vision needs it. Without
-    --layers it is fitted alone, which needs no k-means. Give it 100 images
-    or more.
+    vision-centroid need them. The vision mean is what the attention of
+    each layer is given for an image token, on average over all of them;
+    the reference mean-vision needs it. Without --layers it is fitted alone,
+    which needs no k-means. Give it 100 images or more.
 
     \b
     256 centroids, 2,000 images and the one prompt are the published

@@ -1,11 +1,9 @@
-"""`tccd generate`: the same prompts answered plainly and with TCCD."""
+"""`tccd generate`: the same prompts answered plainly and with a contrast."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,13 +12,23 @@ import typer
 
 from tccd.cli.console import AsJson, output, print_json, progress
 from tccd.cli.options import BatchSize, Device, DType, FittedOn, Model, Precision, Revision, TrustRemoteCode
-from tccd.data.jsonlines import bounded_lines, read_rows
-from tccd.data.records import cut, is_text, shown
+from tccd.cli.questions import Question, check_questions, open_images, read_questions
+from tccd.cli.references import (
+    NAMES,
+    PLACE,
+    TEXT,
+    Batch,
+    Wanted,
+    contrast_with,
+    make_sources,
+    parse_layer,
+    parse_references,
+)
 from tccd.decoding.gates import GATES
-from tccd.errors import ConfigError, DataError
+from tccd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tccd.decoding.huggingface import TCCD
+    from tccd.decoding.huggingface import Contrast
     from tccd.loading import Loaded
 
 
@@ -29,20 +37,10 @@ Gate = StrEnum("Gate", {name: name for name in GATES})  # type: ignore[misc]
 
 
 class Tokens(StrEnum):
-    """Tokens that are contrasted; see `TCCDConfig.tokens`."""
+    """Tokens that are contrasted; see `Rule.tokens`."""
 
     all = "all"
     first = "first"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt about one or more images, what errors call it, and what its JSON line held besides."""
-
-    name: str
-    prompt: str
-    images: tuple[Path, ...]
-    row: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,19 @@ class Answer:
 
     question: Question
     plain: str
-    tccd: str
+    contrasted: str
 
     @property
     def row(self) -> dict[str, Any]:
         """What `--json` prints."""
-        return {**self.question.row, "plain": self.plain, "tccd": self.tccd}
+        return {**self.question.row, "plain": self.plain, "contrasted": self.contrasted}
 
 
-_TCCD = "TCCD"
+_REFERENCE, _RULE = "Reference", "Rule"
 
 
 def generate(
     model: Model,
-    bank: Annotated[Path, typer.Option("--bank", metavar="FILE", help="Centroids fitted for the model.")],
     prompt: Annotated[
         list[str],
         typer.Option(
@@ -81,36 +78,92 @@ def generate(
             help="Image that the prompts are about; repeat it for several in one prompt.",
         ),
     ] = None,
-    alpha_cd: Annotated[
-        float, typer.Option(help="Strength of the contrast; 0 is plain decoding.", rich_help_panel=_TCCD)
-    ] = 1.0,
-    alpha_interp: Annotated[
-        float,
-        typer.Option(help="What the erased stream keeps of its text: 0 nothing, 1 all.", rich_help_panel=_TCCD),
-    ] = 0.4,
-    layer: Annotated[
-        int | None,
-        typer.Option(help="Layer that is erased; needed if the bank has several.", rich_help_panel=_TCCD),
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"What to contrast with: {', '.join(NAMES)}. Settings stand behind =: blank-image=black (or a "
+            "picture's file), noised-image=500, early-exit=high (or a layer). Two at once have commas between. If "
+            "not given: text-centroid with a bank, no-vision without.",
+            rich_help_panel=_REFERENCE,
+        ),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Of references used at once, of either sign, as in 1,-0.5; 1 each if not given.",
+            rich_help_panel=_REFERENCE,
+        ),
+    ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option(
+            "--bank",
+            metavar="FILE",
+            help="Bank fitted for the model; text-centroid, vision-centroid and mean-vision need one.",
+            rich_help_panel=_REFERENCE,
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Layer of text-centroid or vision-centroid, needed if the bank has several; for both at once as "
+            "in text=12,vision=16.",
+            rich_help_panel=_REFERENCE,
+        ),
+    ] = None,
+    alpha_interp: Annotated[
+        float | None,
+        typer.Option(
+            help="What text-centroid or vision-centroid keeps of what it erases: 0 nothing, 1 all; 0.4 of text, 0 "
+            "of vision if not given.",
+            rich_help_panel=_REFERENCE,
+        ),
+    ] = None,
+    other_prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help=f"The words of the reference prompt; {PLACE} stands for the question.",
+            rich_help_panel=_REFERENCE,
+        ),
+    ] = None,
+    text_only: Annotated[
+        bool,
+        typer.Option("--text-only", help="Ask --other-prompt without the image.", rich_help_panel=_REFERENCE),
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of noised-image; 0 if not given.", rich_help_panel=_REFERENCE),
+    ] = None,
+    alpha_cd: Annotated[
+        float,
+        typer.Option(
+            help="Strength of the contrast; 0 is plain decoding, a negative one adds what the reference says.",
+            rich_help_panel=_RULE,
+        ),
+    ] = 1.0,
     beta: Annotated[
         float,
         typer.Option(
             help="Plausibility: share of the top token's probability that a token needs; 0 is off.",
-            rich_help_panel=_TCCD,
+            rich_help_panel=_RULE,
         ),
     ] = 0.0,
     gate: Annotated[
         Gate | None,
-        typer.Option(help="Contrast only where this says that the model is unsure.", rich_help_panel=_TCCD),
+        typer.Option(help="Contrast only where this says that the model is unsure.", rich_help_panel=_RULE),
     ] = None,
     gate_threshold: Annotated[
-        float, typer.Option(help="Where the gate is half open.", rich_help_panel=_TCCD)
+        float, typer.Option(help="Where the gate is half open.", rich_help_panel=_RULE)
     ] = 0.5,
     gate_ramp: Annotated[
-        float, typer.Option(help="Width of the gate's ramp; 0 is a switch.", rich_help_panel=_TCCD)
+        float, typer.Option(help="Width of the gate's ramp; 0 is a switch.", rich_help_panel=_RULE)
     ] = 0.0,
     tokens: Annotated[
-        Tokens, typer.Option(help="Contrast all tokens or the first only.", rich_help_panel=_TCCD)
+        Tokens, typer.Option(help="Contrast all tokens or the first only.", rich_help_panel=_RULE)
     ] = Tokens.all,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     fitted_on: FittedOn = None,
@@ -121,27 +174,56 @@ def generate(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer prompts plainly and with TCCD, side by side.
+    """Answer prompts plainly and with a contrast, side by side.
+
+    \b
+    A reference says what the model would answer without something, and the
+    contrast takes that away. Which one helps depends on the model:
+    tccd probe replacement measures it.
+      text-centroid    its text is moved to the nearest centroids (TCCD)
+      vision-centroid  its image tokens are
+      no-vision        the image is withheld; needs nothing fitted
+      mean-vision      the mean of many images is in the image's place
+      blank-image      a grey picture is (=black, =#7f7f7f, =FILE)
+      noised-image     the image itself is, under noise (=STEP, 0 to 999)
+      prompt           the question is asked in other words
+      early-exit       an earlier layer answers (=low, =high, =LAYER, =4-8)
 
     \b
     Decoding is greedy. With --json, one object a line: prompt, image, plain,
-    tccd, and whatever else the prompt's own JSON line held. All lines are
-    checked before the first is answered; answers that are there when a later
-    picture turns out to be damaged are printed.
+    contrasted, and whatever else the prompt's own JSON line held. All lines
+    are checked before the first is answered; answers that are there when a
+    later picture turns out to be damaged are printed.
 
     \b
     Examples:
-      tccd generate --model llava-hf/llava-1.5-7b-hf --bank bank.safetensors \\
+      tccd generate --model llava-hf/llava-1.5-7b-hf \\
         --image cat.jpg --prompt "Is there a dog?" --prompt "What color is it?"
       tccd generate --model ./model --bank bank.safetensors --gate margin \\
         --prompt - --json < questions.jsonl > answers.jsonl
+      tccd generate --model ./model --bank bank.safetensors --image cat.jpg \\
+        --reference no-vision,text-centroid --weights 1,-0.5 --prompt "Cat?"
+      tccd generate --model ./model --reference prompt --image cat.jpg \\
+        --other-prompt "You are a confused object detector. {prompt}" \\
+        --prompt "Is there a dog?"
     """
-    from tccd.decoding.config import TCCDConfig
-
-    config = TCCDConfig(
-        alpha_cd=alpha_cd,
+    if reference is None:
+        reference = "no-vision" if bank is None else TEXT
+    wanted = Wanted(
+        parse_references(reference, weights),
+        bank=bank,
+        layers=parse_layer(layer),
         alpha_interp=alpha_interp,
-        layer=layer,
+        other_prompt=other_prompt,
+        text_only=text_only,
+        seed=seed,
+    )
+    if fitted_on is not None and bank is None:
+        raise ConfigError("--fitted-on is of a bank, and there is no --bank; leave it out")
+    from tccd.decoding.config import Rule
+
+    rule = Rule(
+        alpha_cd=alpha_cd,
         beta=beta,
         gate=gate.value if gate else None,
         gate_threshold=gate_threshold,
@@ -151,19 +233,22 @@ def generate(
     questions = read_questions(prompt, image or [])
 
     from tccd.centroids.bank import CentroidBank
-    from tccd.decoding.huggingface import TCCD
     from tccd.loading import load_model
 
-    fitted = CentroidBank.load(bank)
+    fitted = None if bank is None else CentroidBank.load(bank)
+    sources = make_sources(wanted, fitted)
     loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
-    decoder = TCCD(loaded.model, fitted, config=config, fitted_on=fitted_on)
-    if decoder.fitted_on:
+    if fitted is not None and fitted.check(loaded.model, fitted_on):
         typer.echo(f"tccd: the bank was fitted on {fitted_on}, of which {model} is taken to be a copy", err=True)
+    contrast = contrast_with(loaded.model, sources, wanted.weights, rule)
     check_questions(loaded, questions, max_new_tokens)
+    if other_prompt is not None:
+        others = [replace(q, name=f"--other-prompt of {q.name}", prompt=wanted.other(q.prompt)) for q in questions]
+        check_questions(loaded, others, max_new_tokens, text_only)
     answers: list[Answer] = []
     try:
         with progress() as report:
-            for answer in answer_all(loaded, decoder, questions, batch_size, max_new_tokens):
+            for answer in answer_all(loaded, contrast, questions, batch_size, max_new_tokens):
                 answers.append(answer)
                 report("answer", len(answers), len(questions))
                 if as_json:
@@ -173,94 +258,21 @@ def generate(
             show(answers)
 
 
-def read_questions(
-    prompts: Sequence[str], images: Sequence[Path], lines: Iterable[bytes] | None = None
-) -> list[Question]:
-    """Put the prompts together with their images.
+def answer_all(
+    loaded: Loaded,
+    contrast: Callable[[Batch], Contrast],
+    questions: Sequence[Question],
+    batch_size: int,
+    max_new_tokens: int,
+) -> Iterator[Answer]:
+    """Answer every question twice, plainly and contrasted, in batches.
 
     Args:
-        prompts: texts, or `["-"]` for JSON lines.
-        images: asked about by every prompt that names no image of its own.
-        lines: stands in for stdin.
-
-    Raises:
-        ConfigError: `-` beside other prompts, or no image for a prompt.
-        DataError: a malformed line, which is named; an image that doesn't exist; no prompt at all.
-    """
-    if "-" in prompts:
-        if len(prompts) > 1:
-            raise ConfigError("--prompt - reads all prompts from stdin; expected no other --prompt beside it")
-        questions = list(_read_lines(bounded_lines(sys.stdin.buffer) if lines is None else lines, images))
-        if not questions:
-            raise DataError("stdin holds no prompts; expected JSON lines with prompt and image")
-    else:
-        if not images:
-            raise ConfigError("no image; expected --image FILE, which the prompts are about")
-        given = [str(image) for image in images]
-        named = given[0] if len(given) == 1 else given
-        if any(not prompt.strip() for prompt in prompts):
-            raise ConfigError("--prompt is empty; expected a question about the image")
-        if not all(map(is_text, prompts)):
-            raise ConfigError("--prompt is not text in UTF-8; expected a question about the image")
-        questions = [
-            Question(f"--prompt {number}", p, tuple(images), {"prompt": p, "image": named})
-            for number, p in enumerate(prompts, 1)
-        ]
-    for question in questions:
-        for image in question.images:
-            if not os.path.isfile(image):  # as Path.is_file, which raises on a name that is too long
-                raise DataError(
-                    f"{question.name}: no image {cut(str(image))}; expected a file, relative to the current folder"
-                )
-    return questions
-
-
-def _read_lines(lines: Iterable[bytes], images: Sequence[Path]) -> Iterator[Question]:
-    for _, where, row in read_rows(lines, "stdin line ", "an object with prompt and image"):
-        prompt = row.get("prompt")
-        if not is_text(prompt) or not prompt.strip():
-            raise DataError(f"{where}: prompt is {shown(prompt)}; expected a text that is not empty")
-        own = row.get("image")
-        paths = [own] if isinstance(own, str) else own
-        if paths is None:
-            paths = [str(image) for image in images]
-            row["image"] = paths[0] if len(paths) == 1 else paths
-        if not isinstance(paths, list) or not paths or not all(map(is_text, paths)):
-            raise DataError(
-                f"{where}: image is {shown(own)}; expected the path of a file, or --image for all lines"
-            )
-        yield Question(where, prompt, tuple(map(Path, paths)), row)
-
-
-def check_questions(loaded: Loaded, questions: Sequence[Question], max_new_tokens: int) -> None:
-    """Refuse what can't be asked, before the first is: reads the text of prompts and the headers of images.
-
-    Raises:
-        DataError: a prompt holds a token that stands for a picture, or is longer than the model's context; or an
-            image is none, an animation, or too large. Names the prompt.
-        ConfigError: a prompt leaves too little room for its answer.
-    """
-    from tccd.data.pictures import image_size
-    from tccd.inputs import Shown, check_asked, check_shown
-
-    asked: dict[str, str] = {}
-    for question in questions:
-        asked.setdefault(question.prompt, question.name)
-    check_asked(loaded.model.config, loaded.processor, asked, max_new_tokens)
-    sizes: dict[Path, tuple[int, int]] = {}
-    for question in questions:
-        try:
-            sizes |= {image: image_size(image) for image in question.images if image not in sizes}
-        except DataError as error:
-            raise DataError(f"{question.name}: {error}") from error
-    shown = [Shown(q.name, q.prompt, tuple(sizes[image] for image in q.images)) for q in questions]
-    check_shown(loaded.model.config, loaded.processor, shown, max_new_tokens)
-
-
-def answer_all(
-    loaded: Loaded, tccd: TCCD, questions: Sequence[Question], batch_size: int, max_new_tokens: int
-) -> Iterator[Answer]:
-    """Answer every question twice, plainly and with TCCD, in batches.
+        loaded: model and processor.
+        contrast: how a batch is decoded; see `tccd.cli.references.contrast_with`.
+        questions: what is asked.
+        batch_size: questions a forward.
+        max_new_tokens: of each answer.
 
     Raises:
         DataError: an image can't be read, or a prompt with its images is longer than the model's context; names
@@ -271,26 +283,17 @@ def answer_all(
 
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
-        images = [_open_images(question) for question in batch]
-        inputs = encode(loaded.processor, images, [question.prompt for question in batch])
+        images, prompts = [open_images(question) for question in batch], [question.prompt for question in batch]
+        inputs = encode(loaded.processor, images, prompts)
         names = [question.name for question in batch]
         check_context(loaded.model.config, inputs, names, max_new_tokens)
         # BatchFeature.to changes the precision of floating tensors alone.
         inputs = inputs.to(loaded.model.device, loaded.model.dtype)
-        plain, contrasted = (
-            _decode(loaded, inputs, max_new_tokens, **door) for door in ({}, {"custom_generate": tccd})
-        )
+        plain = _decode(loaded, inputs, max_new_tokens)
+        door = contrast(Batch(loaded.processor, images, prompts, inputs))
+        contrasted = _decode(loaded, inputs, max_new_tokens, custom_generate=door)
         for question, one, other in zip(batch, plain, contrasted, strict=True):
             yield Answer(question, one, other)
-
-
-def _open_images(question: Question) -> list[Any]:
-    from tccd.data.pictures import open_image
-
-    try:
-        return [open_image(path) for path in question.images]
-    except DataError as error:
-        raise DataError(f"{question.name}: {error}") from error
 
 
 def _decode(loaded: Loaded, inputs: Any, max_new_tokens: int, **door: Any) -> list[str]:
@@ -304,10 +307,10 @@ def show(answers: Sequence[Answer]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("Image", "Prompt", "Plain", "TCCD", show_lines=len(answers) > 1)
+    table = Table("Image", "Prompt", "Plain", "Contrasted", show_lines=len(answers) > 1)
     for answer in answers:
-        style = "bold" if answer.plain != answer.tccd else ""
+        style = "bold" if answer.plain != answer.contrasted else ""
         names = ", ".join(path.name for path in answer.question.images)
         cells = (names, answer.question.prompt, answer.plain)
-        table.add_row(*map(Text, cells), Text(answer.tccd, style=style))
+        table.add_row(*map(Text, cells), Text(answer.contrasted, style=style))
     output().print(table)

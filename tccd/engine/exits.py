@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder
 from tccd.engine.reference import EMBEDDINGS, Part, Reference, asked
-from tccd.errors import ConfigError
+from tccd.errors import ConfigError, UnsupportedModelError
 from tccd.modality import ModalityMap
 
 #: DoLa looks at no more than this many layers of either half of a deep model.
@@ -102,8 +102,13 @@ class ExitPart(Part):
 
     def after(self, layer: int, clean: Tensor, found: dict[Any, Tensor]) -> None:
         """Keep the states of the layers that may be the exit."""
-        if layer in self.layers:
-            self.seen[layer] = clean
+        if layer not in self.layers:
+            return
+        if clean.ndim != 3:
+            raise UnsupportedModelError(
+                f"layer {layer} gives states of shape {tuple(clean.shape)}; an early exit needs one state a token"
+            )
+        self.seen[layer] = clean
 
     def states(self, m: int, norm: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Of each layer, normed."""

@@ -18,7 +18,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from tccd.engine.reference import Part, Rider
 from tccd.errors import UnsupportedModelError
@@ -131,21 +132,26 @@ class Shadow:
     Args:
         model: the whole model, whose forward returns logits.
         inputs: what it takes for the prompts, one a row, by name: the processor's output, left padded.
-        cache: the clean stream's, still empty; the shadow's is of the same kind. The model makes one where this is
-            None, or static: that is as long as the clean sequence.
+        cache: the clean stream's, still empty; the shadow's is of the same kind. A dynamic one where this is None,
+            or static: that is as long as the clean sequence.
         copies: how many sequences there are of each prompt, side by side.
 
     Attributes:
         generated: how many tokens it was fed after its prompt.
+
+    Raises:
+        UnsupportedModelError: the model takes something else one value a token of (Mllama's cross-attention mask).
     """
 
     def __init__(self, model: Any, inputs: Mapping[str, Any], cache: Cache | None = None, copies: int = 1) -> None:
         self._model = model
+        _check_per_token(type(model).__name__, inputs)
         self._inputs: dict[str, Any] | None = dict(inputs)
         if self._inputs.get("attention_mask") is None:
             self._inputs["attention_mask"] = torch.ones_like(self._inputs["input_ids"])
         self._copies = copies
-        self._cache = copy.deepcopy(cache) if cache is not None and not cache.is_compileable else None
+        growing = cache is not None and not cache.is_compileable
+        self._cache: Cache = copy.deepcopy(cache) if growing else DynamicCache(config=model.config)
         self._state = ModuleState(model)
         self._tokens: dict[str, Tensor] = {}
         self.generated = 0
@@ -165,7 +171,7 @@ class Shadow:
     @property
     def is_croppable(self) -> bool:
         """Whether a crop leaves no trace in its cache."""
-        return self._cache is None or bool(self._cache.is_croppable)
+        return bool(self._cache.is_croppable)
 
     def prefill(self) -> Tensor:
         """Run the prompts; returns the logits of their last column, shape (rows, 1, vocabulary)."""
@@ -178,11 +184,10 @@ class Shadow:
                 given["position_ids"] = self._model._prepare_position_ids_for_generation(ids, known)
             more = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
             output = self._forward(given, is_first_iteration=True, **more)
-        self._cache = output.past_key_values
-        if not isinstance(self._cache, Cache):
+        if getattr(output, "past_key_values", None) is not self._cache:
             raise UnsupportedModelError(
-                f"{type(self._model).__name__} keeps no keys and values in a transformers Cache, which another "
-                "prompt needs; contrast with a reference that has the same prompt"
+                f"{type(self._model).__name__} does not keep its keys and values in the cache that it is given, "
+                "which a second forward a step needs; contrast with a reference that has the same prompt"
             )
         self._tokens = {name: given[name] for name in _PER_TOKEN if given.get(name) is not None}
         logits = output.logits[:, -1:]
@@ -227,19 +232,27 @@ class Shadow:
                 "other prompt has other columns and can't follow"
             )
         self.generated -= tokens
-        if self._cache is not None:
-            self._cache.crop(-tokens)
+        self._cache.crop(-tokens)
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, in their order, one or several times each: indices, shape (rows,)."""
         self._tokens = {name: x.index_select(-2, rows.to(x.device)) for name, x in self._tokens.items()}
-        if self._cache is not None:
-            self._cache.reorder_cache(rows)  # which, unlike other ways to choose rows, every kind of layer has
+        self._cache.reorder_cache(rows)  # which, unlike other ways to choose rows, every kind of layer has
 
     def record_past(self) -> None:
         """Keep what a crop may need."""
-        if self._cache is not None:
-            self._cache.activate_past_recording()
+        self._cache.activate_past_recording()
+
+
+def _check_per_token(name: str, inputs: Mapping[str, Any]) -> None:
+    shape = inputs["input_ids"].shape
+    for key, value in inputs.items():
+        known = key in ("input_ids", *_PER_TOKEN, *MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL)
+        if not known and isinstance(value, Tensor) and value.shape[:2] == shape:
+            raise UnsupportedModelError(
+                f"{name} takes {key!r} of shape {tuple(value.shape)}, one value a token, and what that is for new "
+                "tokens after other words is not known"
+            )
 
 
 class ModuleState:

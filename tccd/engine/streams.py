@@ -21,6 +21,7 @@ from tccd.decoder import Decoder
 from tccd.engine.masks import Columns
 from tccd.engine.reference import EMBEDDINGS, Part, Reference, Rider, asked, riders
 from tccd.engine.stand_ins import Given, MeanColumn, StandIns
+from tccd.engine.support import check_twin
 from tccd.errors import UnsupportedModelError
 from tccd.modality import ModalityMap
 
@@ -59,7 +60,8 @@ class Twin(Reference):
     replaces_generated: bool = False
 
     def bind(self, decoder: Decoder) -> Reference:
-        """Refuses one that departs after a layer that has none above it."""
+        """Refuses one that departs after a layer that has none above it, and layers that can't run it."""
+        check_twin(decoder)
         if self.layer != EMBEDDINGS:
             decoder.check_layer(self.layer, last_allowed=False)
         return self

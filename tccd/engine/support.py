@@ -12,23 +12,33 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from tccd.decoder import Decoder, cross_attention, first_tensor
+from tccd.engine.arguments import cache_of, follows_tokens, with_cache
 from tccd.errors import TCCDError, UnsupportedModelError
 
 
 def check_model(decoder: Decoder) -> None:
-    """Refuse a model that erased streams can't run beside.
+    """Refuse a model that no reference can run beside.
 
     Raises:
-        UnsupportedModelError: compiled, neither sdpa nor eager attention, or layers that are not self-attention
-            over keys of their own.
+        UnsupportedModelError: it is compiled.
     """
-    model: Any = decoder.model
+    model = decoder.model
     if type(model).__name__ == "OptimizedModule" or any(
         getattr(m, "_compiled_call_impl", None) is not None for m in (model, *decoder.layers)
     ):
         raise UnsupportedModelError(
             "the model is compiled by torch.compile, which bakes one stream's shapes in; use it uncompiled"
         )
+
+
+def check_twin(decoder: Decoder) -> None:
+    """Refuse a model whose layers can't run columns of a twin behind the clean ones.
+
+    Raises:
+        UnsupportedModelError: neither sdpa nor eager attention, or layers that are not self-attention over keys of
+            their own.
+    """
+    model: Any = decoder.model
     text = model.config.get_text_config()
     attention = getattr(text, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
@@ -105,7 +115,7 @@ def check_call(model: nn.Module, given: dict[str, Any]) -> None:
             "the model was called without input_ids; TCCD reads the image's place from token ids, so pass "
             "input_ids and not inputs_embeds"
         )
-    check_cache(given.get("past_key_values"))
+    check_cache(cache_of(given))
 
 
 def check_cache(cache: Any) -> None:
@@ -177,8 +187,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 def run_alone(decoder: Decoder, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one layer on a whole prompt once more, as if no session were on, with an empty cache of its own."""
     model: Any = decoder.model
-    if kwargs.get("past_key_values") is not None:
-        kwargs = kwargs | {"past_key_values": DynamicCache(config=model.config.get_text_config())}
+    if cache_of(kwargs) is not None:
+        kwargs = with_cache(kwargs, DynamicCache(config=model.config.get_text_config()))
     hidden = args[0] if args else kwargs["hidden_states"]
     # In an empty context, where nobody records outputs and no session is on.
     return Context().run(forward, *args, **_within_prompt(kwargs, hidden.shape[1]))
@@ -212,7 +222,7 @@ def check_prefix(
     n = hidden.shape[1]
     prefix = torch.arange(n, device=hidden.device)[None] < start.to(hidden.device)[:, None]
     changed = torch.where(prefix[..., None], hidden, hidden.flip(-1) + 1)
-    kwargs = _within_prompt(kwargs | ({"past_key_values": None} if "past_key_values" in kwargs else {}), n)
+    kwargs = _within_prompt(with_cache(kwargs, None) if cache_of(kwargs) is not None else kwargs, n)
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 4:
         itself = mask.diagonal(dim1=-2, dim2=-1)[:, 0]  # padding does not even see itself
@@ -228,4 +238,31 @@ def check_prefix(
             f"{name}: hidden states before the text tail change by {float((before - after).abs().amax()):.2g} "
             "with the tail, so its prefix attends to the text after it (prefix-LM attention), and a prefix "
             "shared by both streams would be wrong"
+        )
+
+
+def check_per_token(
+    index: int, forward: Callable[..., Any], hidden: Tensor, kwargs: dict[str, Any], name: str
+) -> None:
+    """Refuse an argument that the engine does not know, unless a self-test shows that it has one row per token.
+
+    Args:
+        index: the layer, for the message.
+        forward: the layer's forward.
+        hidden: its input, shape (batch, n, hidden).
+        kwargs: the layer's other arguments, for a whole prompt.
+        name: the argument's, one of `kwargs`.
+
+    Raises:
+        UnsupportedModelError: it has not, or it can't be told.
+    """
+    kwargs = _within_prompt(with_cache(kwargs, None) if cache_of(kwargs) is not None else kwargs, hidden.shape[1])
+    # In an empty context, where nobody records outputs and no session is on.
+    run = Context().run
+    if not follows_tokens(
+        lambda value: first_tensor(run(forward, hidden, **kwargs | {name: value})), kwargs[name]
+    ):
+        raise UnsupportedModelError(
+            f"decoder layer {index} takes {name!r} of shape {tuple(kwargs[name].shape)}, and a self-test did not "
+            "show that it has one row per token, which an erased stream would repeat"
         )

@@ -105,7 +105,8 @@ class MeanImage(Twin):
     layer: int = field(default=EMBEDDINGS, init=False)
 
     def bind(self, decoder: Decoder) -> MeanImage:
-        """Refuses another model's mean."""
+        """Refuses another model's mean besides."""
+        super().bind(decoder)
         expected = decoder.num_layers, decoder.hidden_size
         if tuple(self.mean.shape) != expected:
             raise ConfigError(

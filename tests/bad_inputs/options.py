@@ -32,6 +32,27 @@ FIT: dict[str, tuple[Any, ...]] = {
 PROBE: dict[str, tuple[Any, ...]] = {
     "alphas": ("", "x", "2", "-1", "nan", "0,,1", "0;1"),
     "alpha_cd": ("x", "nan", "inf", "1,,2"),
+    "reference": (
+        "",
+        "x",
+        "no-vision,",
+        "no-vision,no-vision",
+        "no-vision=1",
+        "blank-image=",
+        "blank-image=x",
+        "noised-image=1000",
+        "noised-image=-1",
+        "early-exit=x",
+        "early-exit=99",
+        "prompt",
+        "prompt=",
+        "no-vision+",
+        "x*no-vision",
+        "0*no-vision",
+        "1e9999*no-vision",
+        "no-vision+no-vision",
+        ["no-vision", "no-vision"],
+    ),
     "layers": ("5", "99", "text=3", "audio=1", ""),
     "segments": ("text", "text=foo", "audio=all", "text=all,text=all", "vision=question", "text=", ""),
     "limit": (0, -1, "x"),
@@ -44,6 +65,32 @@ PROBE: dict[str, tuple[Any, ...]] = {
     "column": ("prompt=question", "nothing=prompt", "answer=", "image="),
 }
 GENERATE: dict[str, tuple[Any, ...]] = {
+    "reference": (
+        "",
+        " ",
+        "grey",
+        "TEXT-CENTROID",
+        "no_vision",
+        "no-vision",
+        "no-vision;prompt",
+        "text-centroid,",
+        "text-centroid,text-centroid",
+        "text-centroid=1",
+        "mean-vision=2",
+        "prompt",
+        "a" * 5000,
+        "\udcff",
+        "x*text-centroid",
+        "0*text-centroid",
+        "1*2*text-centroid",
+        "1e400*text-centroid",
+        "-text-centroid",
+    ),
+    "weights": ("", "x", "0", "nan", "inf", "1,2", "1,", "1;2", "1e300"),
+    "other_prompt": ("", "look away"),
+    "text_only": (True,),
+    "seed": (0, -1, "x"),
+    "fitted_on": ("another", ""),
     "alpha_cd": NUMBERS,
     "alpha_interp": (*NUMBERS, "-0.1", "1.1"),
     "beta": (*NUMBERS, "-1", "1.5"),
@@ -51,7 +98,7 @@ GENERATE: dict[str, tuple[Any, ...]] = {
     "gate_threshold": NUMBERS,
     "gate_ramp": ("nan", "-1"),
     "tokens": ("last",),
-    "layer": ("x", -1, 3, 5, 99),
+    "layer": ("x", -1, 3, 5, 99, "", "text=", "audio=1", "vision=2", "text=1,text=1", "text=1;vision=2", 10**30),
     "max_new_tokens": (0, -1, "x", 10**6, 10**30),
     "prompt": ("", "  ", "<image>", ["is there a circle?", "what is <image>?"], "\udcff", "word " * 3000),
     "image": (None, "", "/proc/nope", "/", "/dev/null"),
@@ -62,6 +109,58 @@ GENERATE: dict[str, tuple[Any, ...]] = {
 }
 
 
+#: Of `tccd generate` without a bank: a reference by what is wrong with its setting, or beside it.
+ALONE: tuple[dict[str, Any], ...] = (
+    *({"reference": f"blank-image={value}"} for value in ("", " ", "gray!", "#12", "256", "/", "/proc/nope", "=")),
+    *({"reference": f"noised-image={value}"} for value in ("", "x", "-1", "1000", "5.5", "\u00b2", 10**30)),
+    *(
+        {"reference": f"early-exit={value}"}
+        for value in ("", "middle", "-2", "5", "99", "3-1", "1-9", "1-", 10**30)
+    ),
+    {"reference": "text-centroid"},
+    {"reference": "vision-centroid,no-vision"},
+    {"reference": "mean-vision"},
+    {"reference": "prompt"},
+    {"reference": "prompt", "other_prompt": " "},
+    {"reference": "prompt", "other_prompt": "<image>"},
+    {"reference": "prompt", "other_prompt": "\udcff"},
+    {"reference": "prompt", "other_prompt": "word " * 3000},
+    {"reference": "prompt", "other_prompt": "word " * 3000, "text_only": True},
+    {"reference": "no-vision", "seed": 1},
+    {"reference": "no-vision", "layer": 1},
+    {"reference": "no-vision", "alpha_interp": 0.5},
+    {"reference": "no-vision,early-exit", "weights": "1"},
+    {"reference": "2*no-vision,early-exit", "weights": "1,1"},
+    {"reference": "no-vision", "alpha_cd": "nan"},
+    {"reference": "no-vision", "fitted_on": "llava-grounded"},
+)
+
+
+def _probes(world: World) -> dict[str, tuple[list[str], str]]:
+    """Probes whose options do not fit each other, and what the message has to name."""
+    return {
+        "probe with a beta and no contrast": (world.probe(beta="2", alpha_cd="1"), "beta"),
+        "probe with beta nan": (world.probe(beta="nan", alpha_cd="1"), "beta"),
+        "probe with threshold x": (world.probe(alpha_cd="1", gate="margin", gate_threshold="x"), "threshold"),
+        "probe with threshold nan": (world.probe(alpha_cd="1", gate="margin", gate_threshold="nan"), "threshold"),
+        "probe with no strength of a reference": (world.probe(reference="no-vision", alpha_cd=""), "strength"),
+        "probe with neither bank nor reference": (world.probe(bank=None), "reference"),
+        "probe with a bank's reference and no bank": (world.probe(bank=None, reference="mean-vision"), "bank"),
+        "probe at layers without a bank": (world.probe(bank=None, reference="no-vision", layers="1"), "layers"),
+        "probe with controls without a bank": (
+            [*world.probe(bank=None, reference="no-vision"), "--controls"], "controls"
+        ),
+        "probe with segments without a bank": (
+            world.probe(bank=None, reference="no-vision", segments="text=all"), "segments"
+        ),
+        "probe with an unknown gate": (world.probe(alpha_cd="1", gate="x"), "gate"),
+        "probe with one bank twice": (world.probe(bank=[world.bank, world.bank]), "once"),
+        "probe with banks of two models": (world.probe(bank=[world.bank, world.other_bank]), "model"),
+        "probe with another model's bank": (world.probe(bank=world.other_bank), "model"),
+        "probe of pictures without answers": (world.probe(data=world.photos), "answer"),
+    }
+
+
 def cases(world: World) -> Iterator[Case]:
     """All of them."""
     for command, table in ((world.fit, FIT), (world.probe, PROBE), (world.generate, GENERATE)):
@@ -69,6 +168,14 @@ def cases(world: World) -> Iterator[Case]:
             for value in values:
                 shown = repr(value) if len(repr(value)) < 50 else repr(value)[:40] + "..."
                 yield Case(GROUP, f"{command.__name__} --{option} {shown}", command(**{option: value}))
+    for given in (
+        *ALONE,
+        {"reference": f"blank-image={world.manifest}"},
+        {"reference": f"blank-image={world.bank}"},
+    ):
+        shown = ", ".join(f"{name} {str(value)[:40]!r}" for name, value in given.items())
+        yield Case(GROUP, f"generate without a bank, {shown}", world.generate(bank=None, **given))
+    yield Case(GROUP, "generate without a bank", world.generate(bank=None), good=True)
     manifest = {"data": world.manifest, "prompt": "from-data"}
     together: dict[str, tuple[list[str], str]] = {
         "fit on a manifest with a split": (world.fit(**manifest, split="train"), "split"),
@@ -83,15 +190,6 @@ def cases(world: World) -> Iterator[Case]:
         "generate with a vision mean alone": (world.generate(bank=world.mean), "text centroids"),
         "probe with a vision mean alone": (world.probe(bank=world.mean), "bank|centroid|entr"),
         "more centroids than rows to come": (world.fit(k=200, layers="text=1", images=2), "centroid|rows"),
-        "probe with a beta and no contrast": (world.probe(beta="2", alpha_cd="1"), "beta"),
-        "probe with beta nan": (world.probe(beta="nan", alpha_cd="1"), "beta"),
-        "probe with threshold x": (world.probe(alpha_cd="1", gate="margin", gate_threshold="x"), "threshold"),
-        "probe with threshold nan": (world.probe(alpha_cd="1", gate="margin", gate_threshold="nan"), "threshold"),
-        "probe with an unknown gate": (world.probe(alpha_cd="1", gate="x"), "gate"),
-        "probe with one bank twice": (world.probe(bank=[world.bank, world.bank]), "once"),
-        "probe with banks of two models": (world.probe(bank=[world.bank, world.other_bank]), "model"),
-        "probe with another model's bank": (world.probe(bank=world.other_bank), "model"),
-        "probe of pictures without answers": (world.probe(data=world.photos), "answer"),
         "prompts from stdin and beside it": (world.generate(prompt=["-", "what?"]), "no other"),
         "generate with another model's bank": (world.generate(bank=world.other_bank), "model"),
         "advise with one fold": (["probe", "advise", world.report, "--folds", "1"], "folds"),
@@ -120,6 +218,7 @@ def cases(world: World) -> Iterator[Case]:
         "one argument too many": ([*world.fit(), "more"], "argument"),
         "an option given as another": (["bank", "show", "--model", "x"], "option"),
     }  # fmt: skip
+    together |= _probes(world)
     for name, (args, says) in together.items():
         yield Case(GROUP, name, args, says)
         if name.startswith(("advise on", "probe with another", "fit on digits of")):

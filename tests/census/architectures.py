@@ -30,7 +30,7 @@ class Architecture:
 
     name: str
     model: str
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict, compare=False)
     pictures: str | None = None
     tokens: int | None = None
 
@@ -44,7 +44,8 @@ class Architecture:
         import transformers
 
         kind = getattr(transformers, self.model).config_class
-        settings = shrink(kind().to_dict())
+        # A config that is nothing without its parts has no defaults.
+        settings = {} if kind.has_no_defaults_at_init else shrink(kind().to_dict())
         settings.pop("model_type", None)
         return kind(**merged(settings, self.changes))
 
@@ -82,6 +83,13 @@ _VQ = {
 _CODES = {f"IMGIMG{'ABCDEFGHIJ'[code // 10]}{'ABCDEFGHIJ'[code % 10]}Z": 3 + code for code in range(16)}
 _MARKS = {"vision_start_token_id": START, "vision_end_token_id": END}
 _TILES = {"image_grid_pinpoints": [[16, 16]]}
+_TEXT = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "layer_types": ["full_attention"] * LAYERS,
+}
 _OPT = {"text_config": {"word_embed_proj_dim": HIDDEN}}
 _OMNI_AUDIO = {
     "encoder_layers": 1,
@@ -135,6 +143,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "fast_vlm": {"vision_config": {"architecture": "fastvit_t8", "hidden_size": 768}},
     "gemma4_unified": {"vision_config": {}},
     "internvl": {"vision_config": {"use_absolute_position_embeddings": True}},
+    "janus": {"vq_config": {"base_channels": 32, "channel_multiplier": [1, 2]}},
     "kimi_k25": {
         "projection_hidden_size": TOWER,
         "text_config": {"head_dim": 8, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1},
@@ -166,16 +175,24 @@ _CHANGES: dict[str, dict[str, Any]] = {
         }
     },
     "gemma3": {"vision_config": {"vision_use_head": False}, "mm_tokens_per_image": 4},
+    "florence2": {"vision_config": {"embed_dim": [8, 16, 16, TOWER], "projection_dim": HIDDEN}},
+    "t5gemma2": {"encoder": {"text_config": _TEXT}, "decoder": _TEXT},
+    "vipllava": {"vision_feature_layers": [-2, -1]},
+    "vision-encoder-decoder": {
+        "encoder": {"model_type": "vit", "hidden_size": TOWER, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "decoder": {"model_type": "gpt2", "n_embd": HIDDEN, "n_layer": 1, "n_head": 2, "vocab_size": VOCAB},
+    },
     "shieldgemma2": {"vision_config": {"vision_use_head": False}, "mm_tokens_per_image": 4},
     "gemma3n": {
         "text_config": {
             "intermediate_size": [96] * LAYERS,
             "activation_sparsity_pattern": [0.0] * LAYERS,
             "num_kv_shared_layers": 2,
-        }
+        },
+        "vision_config": {"architecture": "mobilenetv3_small_050"},
     },
     "gemma4": {
-        "text_config": {"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8},
+        "text_config": {"hidden_size_per_layer_input": 8},
         "vision_config": {"model_type": "gemma4_vision", "hidden_size": TOWER},
     },
     "glm46v": _MROPE,
@@ -226,6 +243,7 @@ _PICTURES: dict[str, str] = {
     "lfm2_vl": "patches",
     "kimi_k25": "grid_images",
     "fuyu": "image_patches",
+    "video_llama_3": "grid_merged",
     "video_llava": "images",
     "gemma4": "positioned",
     "gemma4_unified": "positioned",
@@ -260,6 +278,10 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "text_config": {"layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]}
     },
 }
+
+
+#: Architectures whose vision tower is timm's.
+NEED_TIMM = ("fast_vlm", "gemma3n", "perception_lm")
 
 
 def mapping() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from tccd.errors import TCCDError
 from tests import oracle
 from tests.census.architectures import Architecture
 from tests.census.pictures import batch_of
-from tests.tiny import TEXT_IDS, Row
+from tests.tiny import HIDDEN, TEXT_IDS, Row
 
 LAYER, STEPS = 1, 3
 #: Largest difference of a logit that counts as exact; where plain cached decoding differs by more from whole
@@ -85,7 +86,23 @@ def judge(row: Architecture) -> Verdict:
             found.error = max(found.error, error)
             if not error <= max(TOLERANCE, 8 * plain):
                 return Verdict("wrong", f"{what}, {name}", error, plain, found.left_out)
-    return found if seen else Verdict("not built", "no scene runs: " + "; ".join(found.left_out))
+    return found if seen else _without_scenes(model, contrasts, found.left_out)
+
+
+def _without_scenes(model: Any, contrasts: dict[str, tuple[Any, Any]], left_out: list[str]) -> Verdict:
+    """Of a model that takes no image by its tokens: whether a contrast is refused on words with a picture."""
+    words = torch.tensor([list(TEXT_IDS)[:6]])
+    batch = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+    if "pixel_values" in inspect.signature(model.forward).parameters:
+        batch["pixel_values"] = torch.zeros(1, 3, 16, 16)
+    try:
+        for contrast, _ in contrasts.values():
+            _generated(model, batch, custom_generate=contrast)
+    except TCCDError as refusal:
+        return Verdict("refused", str(refusal))
+    except Exception as error:
+        left_out = [*left_out, f"words ({_said(error)})"]
+    return Verdict("not built", "no scene runs: " + "; ".join(left_out))
 
 
 def _said(error: Exception) -> str:
@@ -96,7 +113,7 @@ Reference = Callable[[dict[str, Any]], Tensor]
 
 
 def _contrasts(model: Any) -> dict[str, tuple[Any, Reference]]:
-    width = model.config.get_text_config().hidden_size
+    width = getattr(model.config.get_text_config(), "hidden_size", HIDDEN)
     centroids = 2 * torch.randn(8, width, generator=torch.Generator().manual_seed(0))
     bank = CentroidBank.from_arrays(model, {("text", LAYER): centroids})
     erase = oracle.BruteForce(centroids, 0.4)

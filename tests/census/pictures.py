@@ -42,6 +42,10 @@ def _grid_images(model: Any, generator: torch.Generator) -> Pixels:
     return {"pixel_values": _noise(generator, 16, 3, patch, patch), "image_grid_thw": torch.tensor([[1, 4, 4]])}
 
 
+def _grid_merged(model: Any, generator: torch.Generator) -> Pixels:
+    return _grid(model, generator) | {"image_merge_sizes": torch.tensor([2])}
+
+
 def _tiles(model: Any, generator: torch.Generator) -> Pixels:
     return {"pixel_values": _noise(generator, 1, 2, 3, 16, 16), "image_sizes": torch.tensor([[16, 16]])}
 
@@ -88,6 +92,7 @@ KINDS: dict[str, Callable[[Any, torch.Generator], Pixels]] = {
     "sized": _sized,
     "grid": _grid,
     "grid_images": _grid_images,
+    "grid_merged": _grid_merged,
     "tiles": _tiles,
     "tiles_only": _named("pixel_values", 1, 1, 3, 16, 16),
     "patches": _patches,

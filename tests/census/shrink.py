@@ -19,6 +19,16 @@ _SIZES: dict[str, tuple[int, int]] = {
     "vocab_size": (VOCAB, VOCAB),
     "num_hidden_layers": (LAYERS, 2),
     "num_layers": (LAYERS, 2),
+    "num_decoder_layers": (LAYERS, 2),
+    "encoder_layers": (2, 2),
+    "decoder_layers": (2, 2),
+    "layers": (LAYERS, 2),
+    "n_layers": (LAYERS, 2),
+    "d_model": (HIDDEN, TOWER),
+    "d_ff": (96, 48),
+    "d_kv": (HEAD, HEAD),
+    "embed_dim": (HIDDEN, TOWER),
+    "vocab_size_per_layer_input": (VOCAB, VOCAB),
     "depth": (LAYERS, 2),
     "max_position_embeddings": (512, 64),
     "head_dim": (HEAD, HEAD),
@@ -83,7 +93,7 @@ def shrink(config: dict[str, Any], tower: bool = False) -> dict[str, Any]:
     for name, value in config.items():
         if name in _DROP or (name == "model_type" and not value):
             continue
-        if isinstance(value, dict) and name.endswith("_config"):
+        if isinstance(value, dict) and (name.endswith("_config") or "model_type" in value):
             made[name] = shrink(value, tower or name.startswith(_TOWERS))
         elif name == "rope_parameters" and isinstance(value, dict):
             made[name] = _rope(value, HEAD)
@@ -98,7 +108,7 @@ def shrink(config: dict[str, Any], tower: bool = False) -> dict[str, Any]:
 def _small(name: str, value: Any, tower: bool) -> Any:
     if name in _IDS:
         return _IDS[name]
-    if name in ("image_size", "patch_size") and isinstance(value, list):
+    if name in ("image_size", "patch_size") and isinstance(value, list) and len(value) == 2:
         return [_SIZES[name][tower]] * 2
     if isinstance(value, bool) or not isinstance(value, int):
         return value

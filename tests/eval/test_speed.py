@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 
 from eval.baselines.two_pass import two_pass
-from eval.speed import models, probe, timing
+from eval.speed import models, probe, timing, ways
 from eval.speed import transformers as speed
 from probes.report.envelope import envelope, installed
+from tccd import Contrast
 from tests import oracle
 from tests.tiny import Row, cached_tiny, inputs
 
@@ -40,6 +41,13 @@ def small_model(**changes: Any) -> Any:
     return models.random_qwen(**sizes | changes)
 
 
+def small_bank(model: Any) -> Any:
+    draws = torch.Generator().manual_seed(0)
+    vectors = {(name, 1): torch.randn(4, 64, generator=draws) for name in ("text", "vision")}
+    mean = torch.randn(4, 64, generator=draws)
+    return speed.CentroidBank.from_arrays(model, vectors, vision_mean=mean)
+
+
 def test_benchmark_runs_on_a_small_model() -> None:
     seen: list[int] = []
     found = speed.measure(
@@ -49,8 +57,10 @@ def test_benchmark_runs_on_a_small_model() -> None:
     assert seen == [1, 2]
     json.loads(json.dumps(found, allow_nan=False))
     ours = {"plain", "two_pass", "tccd", "tccd_plausible", "tccd_gated", "tccd_processor"}
+    ours |= set(ways.references(small_bank(small_model()), 1))
     assert ours | {"mitigv_vcd"} == set(found["batches"]["1"]["methods"]) | set(found["not_run"])
-    for phase in ("prefill", "decode"):
+    assert set(speed.LIMIT_OF) <= ours
+    for phase in ("prefill", "decode", "request"):
         assert ours <= set(found["ratios"][phase])
         assert found["ratios"][phase]["plain"] == 1
         assert all(math.isfinite(x) and x > 0 for x in found["ratios"][phase].values())
@@ -65,13 +75,33 @@ def test_benchmark_runs_on_a_small_model() -> None:
 def test_benchmark_model_decodes_the_same_by_every_door_and_by_two_passes() -> None:
     model = small_model(dtype=torch.float32)
     batch = models.prompt(model, 2, image_tokens=6, text_tokens=5)
-    vectors = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
-    bank = speed.CentroidBank.from_arrays(model, {("text", 1): vectors})
-    ways, _ = speed.methods(model, bank, 4)
-    tccd, other = (ways[n](batch, speed.Stamps())[:, -4:] for n in ("tccd", "tccd_processor"))
-    twice = ways["two_pass"](batch, speed.Stamps())[0]
+    every, _ = ways.methods(model, small_bank(model), 1, 4)
+    tccd, other = (every[n](batch, ways.Stamps())[:, -4:] for n in ("tccd", "tccd_processor"))
+    twice = every["two_pass"](batch, ways.Stamps())[0]
     assert (tccd == other).all()
     assert (tccd == twice).all()
+
+
+def test_the_blank_image_that_is_timed_is_a_second_pass_over_zeros() -> None:
+    model = small_model(dtype=torch.float32)
+    batch = models.prompt(model, 2, image_tokens=6, text_tokens=5)
+    with torch.no_grad():
+        clean, zeros = (model(**batch | {"pixel_values": x}).logits[:, -1] for x in _pictures(batch))
+        with Contrast(model, ways.blank(batch), alpha_cd=1.0):
+            combined = model(**batch).logits[:, -1]
+    torch.testing.assert_close(combined, 2 * clean - zeros, rtol=0, atol=1e-4)
+    assert not torch.allclose(clean, zeros, atol=1e-3)
+
+
+def _pictures(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch["pixel_values"], torch.zeros_like(batch["pixel_values"])
+
+
+def test_the_question_alone_is_what_stands_behind_the_image() -> None:
+    batch = models.prompt(small_model(), 2, image_tokens=6, text_tokens=5)
+    alone = ways.question_alone(batch)
+    assert (alone["input_ids"] == batch["input_ids"][:, -5:]).all()
+    assert alone["attention_mask"].shape == (2, 5)
 
 
 def test_prompt_is_one_image_and_a_tail() -> None:
@@ -92,7 +122,7 @@ def test_random_model_is_complete() -> None:
 
 
 def test_stamps_count_tokens() -> None:
-    stamps = speed.Stamps()
+    stamps = ways.Stamps()
     for _ in range(3):
         assert not stamps(torch.ones(2, 5), None).any()
     assert stamps.run(3).decode.wall >= 0

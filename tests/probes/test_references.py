@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from eval.zoo import load
 from probes.asking.forward import encode_samples
@@ -15,13 +19,16 @@ from probes.replacement import run
 from probes.replacement.grid import Grid
 from probes.report import validate
 from tccd import CentroidBank
+from tccd.__main__ import app
 from tccd.centroids.replacement import Centroids
+from tccd.cli.references import NAMES
 from tccd.data import Sample, load_samples
 from tccd.errors import ConfigError
 from tests import oracle
 
 BATCH = 8
-ALONE = ("no-vision", "blank-image=black", "early-exit=1", "early-exit=low", "noised-image=400")
+WORDS = "prompt=look away, {prompt}"
+ALONE = ("no-vision", "blank-image=black", "early-exit=1", "early-exit=low", "noised-image=400", WORDS)
 BANKED = ("text-centroid", "vision-centroid", "mean-vision")
 TOGETHER = ("mean-vision+-0.5*text-centroid",)
 
@@ -83,6 +90,9 @@ def slow(zoo, samples, row, bank):
     if name == "blank-image":
         shown = [Image.new("RGB", s.image.size, (0, 0, 0)) for s in samples]
         return oracle.full_logits(model, encode_samples(model, processor, samples, shown))[:, -1]
+    if name == "prompt":
+        others = [replace(s, prompt=f"look away, {s.prompt}") for s in samples]
+        return oracle.full_logits(model, encode_samples(model, processor, others))[:, -1]
     if name == "early-exit":
         half = (0, 2, 4) if row["layers"] == "low" else (row["layers"] + 1,)
         count = model.config.get_text_config().num_hidden_layers
@@ -93,9 +103,9 @@ def slow(zoo, samples, row, bank):
     vision = inputs["input_ids"] == model.config.image_token_id
     tail = (vision.flip(-1).cumsum(-1).flip(-1) == 0) & inputs["attention_mask"].bool()
     centroids = Centroids(bank.tensors[modality, row["layer"]])
-    replace = partial(centroids.replace, alpha_interp=row["alpha_interp"])
+    erase = partial(centroids.replace, alpha_interp=row["alpha_interp"])
     where = vision if modality == "vision" else tail
-    return oracle.full_logits(model, inputs, row["layer"], where, replace)[:, -1]
+    return oracle.full_logits(model, inputs, row["layer"], where, erase)[:, -1]
 
 
 def test_what_every_reference_answers_is_what_slow_forwards_answer(zoo, samples, bank, found):
@@ -125,14 +135,14 @@ def test_what_every_reference_answers_is_what_slow_forwards_answer(zoo, samples,
 
 def test_a_row_says_what_it_was_contrasted_with(found):
     rows = found["tccd_cells"]
-    assert [row["alpha_cd"] for row in rows] == [-1.0] * 18 + [2.0] * 18, "the weakest contrast first"
+    assert [row["alpha_cd"] for row in rows] == [-1.0] * 20 + [2.0] * 20, "the weakest contrast first"
     shown = [
         {
             key: row[key]
             for key in row
-            if key in ("reference", "weights", "layer", "bank", "color", "step", "layers")
+            if key in ("reference", "weights", "layer", "bank", "color", "step", "layers", "words")
         }
-        for row in rows[:9]
+        for row in rows[:10]
     ]
     centroid = {"layer": 2, "bank": "bank"}
     assert shown == [
@@ -141,6 +151,7 @@ def test_a_row_says_what_it_was_contrasted_with(found):
         {"reference": "early-exit", "layers": 1},
         {"reference": "early-exit", "layers": "low"},
         {"reference": "noised-image", "step": 400},
+        {"reference": "prompt", "words": "look away, {prompt}"},
         {"reference": "text-centroid"} | centroid,
         {"reference": "vision-centroid", "layer": 0, "bank": "bank"},
         {"reference": "mean-vision", "bank": "bank"},
@@ -192,7 +203,42 @@ def test_answers_of_several_tokens_are_generated_by_contrast(zoo, samples, bank)
         assert set(ours["right"][1::2]) == {"0"}
 
 
+def test_one_command_without_a_bank_then_advice(tmp_path):
+    model = Path(__file__).parents[2] / "eval" / "zoo" / "llava-competing"
+
+    def command(*args):
+        found = CliRunner().invoke(app, ["probe", *map(str, args)], env={"COLUMNS": "160"})
+        assert found.exit_code == 0, found.output
+        return found.stdout
+
+    asked = ["--model", model, "--data", "easy-vqa", "--limit", 24, "--seed", 3, "--batch-size", 12]
+    told = command(
+        "replacement", *asked, "--reference", "no-vision,blank-image=black", "--out", tmp_path, "--json"
+    )
+    rows = json.loads(told)["tccd_cells"]
+    assert {(row["reference"], row.get("color")) for row in rows} == {
+        ("no-vision", None),
+        ("blank-image", "black"),
+    }
+    assert sorted({row["alpha_cd"] for row in rows}) == [0.5, 1.0, 2.0], "where no strength is given"
+    config = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["config"]
+    assert config["references"] == ["no-vision", "blank-image=black"]
+    assert config["bank"] == []
+    advice = command("advise", tmp_path)
+    assert "Contrast for llava-competing: o" in advice
+    assert "blank-image" in advice
+    words = "prompt=You are blind, so say: {prompt}"
+    told = command(
+        *("replacement", *asked, "--reference", words, "--reference", "early-exit=1"),
+        *("--alpha-cd=-1", "--out", tmp_path / "other", "--json"),
+    )
+    rows = json.loads(told)["tccd_cells"]
+    assert [(row["reference"], row["alpha_cd"]) for row in rows] == [("prompt", -1.0), ("early-exit", -1.0)]
+    assert rows[0]["words"] == "You are blind, so say: {prompt}"
+
+
 def test_names():
+    assert set(KINDS) == set(NAMES), "the probe and tccd generate know the same references"
     assert [term.value for term in parse("blank-image")] == ["grey"]
     (one, two) = parse("no-vision + -0.5*mean-vision")
     assert (one.kind.name, one.weight, two.kind.name, two.weight) == ("no-vision", 1.0, "mean-vision", -0.5)
@@ -200,3 +246,4 @@ def test_names():
     assert ranks == sorted(set(ranks))
     assert rank_of("no-vision+mean-vision") > max(ranks)
     assert cost_of("no-vision+early-exit").count(";") == 1
+    assert cost_of("no-vision+mean-vision") == "the tail's rows, 2 times"

@@ -13,13 +13,15 @@ from PIL import Image
 from eval.zoo import load
 from probes.asking.arms import Arm, answer
 from probes.asking.blind import majority
-from probes.asking.forward import encode_samples
+from probes.asking.forward import encode_samples, run_streams
 from probes.replacement import run
+from probes.replacement.controls import random_direction
 from probes.replacement.grid import Grid
 from probes.report import validate
 from probes.report.schema import plain
 from tccd import CentroidBank
 from tccd.data import Sample, load_samples
+from tccd.decoder import find_decoder
 from tccd.decoding.references import centroid_erasure
 from tccd.errors import BankMismatchError, ConfigError, DataError
 
@@ -110,8 +112,37 @@ def test_figures_are_those_of_the_outcomes(result):
         other = right(cell["right"])
         assert cell["helped"] - cell["harmed"] == other.sum() - clean.sum()
         assert sum(row["n"] * row["delta"] for row in cell["by_task"]) == pytest.approx(48 * cell["delta"])
-    for part in ("cells", "controls", "tccd_cells"):
+    for part in ("cells", "controls", "tccd_cells", "tccd_controls"):
         assert all(c["p_holm"] >= c["p_value"] for c in result[part])
+
+
+def test_each_contrast_with_centroids_has_one_with_a_random_direction(zoo, bank, samples, result):
+    model, processor = zoo
+    settings = result["tccd_cells"]
+    assert [row["setting"] for row in result["tccd_controls"]] == list(range(len(settings)))
+    inputs = encode_samples(model, processor, samples[:20])
+    with torch.no_grad():
+        clean = model(**inputs).logits[:, -1]
+    changed = 0
+    for row in result["tccd_controls"]:
+        of = settings[row["setting"]]
+        assert {key: row[key] for key in ("layer", "alpha_interp", "alpha_cd", "beta", "gate")} == {
+            key: of[key] for key in ("layer", "alpha_interp", "alpha_cd", "beta", "gate")
+        }
+        changed += row["right"] != of["right"]
+        if row["beta"] or row["gate"]:
+            continue
+        # The same draw by hand: the direction that the control cell of this layer was moved in.
+        centroids = bank.centroids("text", row["layer"])
+        draw = random_direction(centroids, row["alpha_interp"], GRID.seed)
+        moved = replace(centroid_erasure(bank, row["layer"], row["alpha_interp"]), replace=draw)
+        other = run_streams(find_decoder(model), inputs, [moved]).others[0]
+        best = (clean + row["alpha_cd"] * (clean - other)).argmax(-1)
+        said = [word.strip() for word in processor.batch_decode(best[:, None])]
+        assert [bit == "1" for bit in row["right"][:20]] == [
+            s.answer == word for s, word in zip(samples[:20], said, strict=True)
+        ]
+    assert changed
 
 
 def test_doses(result):

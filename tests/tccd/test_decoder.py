@@ -139,6 +139,10 @@ def no_norm():
         (lambda: "llava", "str is no transformers model"),
         (two_norms, "expected one final norm of width 64 .* found 2 among .*second_norm"),
         (no_norm, "expected one final norm .* found 0"),
+        (
+            lambda: architecture("diffusion_gemma").build(),
+            "DiffusionGemmaForBlockDiffusion is no GenerationMixin .* it makes no text token by token",
+        ),
         (crossing, r"no list of `\.layers` and reaches the image by cross-attention \(crossattention\)"),
     ],
     ids=[
@@ -150,6 +154,7 @@ def no_norm():
         "a string",
         "two norms",
         "no norm",
+        "block diffusion",
         "cross-attention",
     ],
 )
@@ -164,6 +169,12 @@ def test_of_several_norms_the_final_one_is_as_wide_as_the_residual_stream():
     model.model.language_model.narrow_norm = nn.LayerNorm(8)
     model.model.language_model.norm_without_weights = nn.LayerNorm(HIDDEN, elementwise_affine=False)
     assert find_decoder(model).norm is final
+
+
+def test_the_head_may_be_known_to_the_decoder_alone():
+    model = architecture("nemotron_h_omni").build()
+    assert model.get_output_embeddings() is None
+    assert find_decoder(model).head is model.language_model.lm_head
 
 
 def test_the_layers_may_lie_deeper_than_the_decoder():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from probes.references import TEXT, VISION, name_of
+from probes.report import figures
 from probes.report.charts import heat
 from probes.report.prose import interval, listed, points, probability, settings, span
 from probes.report.section import Report, Result, Section
@@ -24,7 +25,7 @@ from probes.report.values import (
     model_validator,
     unexpected,
 )
-from tccd.errors import DataError
+from tccd.errors import DataError, require
 
 
 class Setting(Outcome, Tested):
@@ -39,7 +40,11 @@ class Setting(Outcome, Tested):
     layer: Whole | None = None
     k: Count | None = None
     alpha_interp: Fraction | None = None
+    weights: list[float] | None = None
     color: str | None = None
+    step: Whole | None = None
+    layers: str | int | None = None
+    words: str | None = None
     alpha_cd: float
     beta: Fraction
     gate: str | None
@@ -61,6 +66,17 @@ class Setting(Outcome, Tested):
         return self
 
 
+class Drawn(Setting):
+    """A setting measured once more with something else in its reference's place.
+
+    `kind` is `random-direction`: each state moved as far as its centroid would move it, in a random direction.
+    `setting` is the number of the setting in `tccd_cells`.
+    """
+
+    kind: Literal["random-direction"]
+    setting: Whole
+
+
 class Protocol(Part):
     """What an alpha protocol chose: by task, the number of a setting in `tccd_cells` and its gain. One with
     `oracle` is an oracle upper bound.
@@ -76,9 +92,10 @@ class Protocol(Part):
 
 
 class Contrast(Part):
-    """Settings in the order that they were measured, and protocols by model."""
+    """Settings in the order that they were measured, their controls, and protocols by model."""
 
     tccd_cells: list[Setting] = []
+    tccd_controls: list[Drawn] = []
     protocols: dict[str, list[Protocol]] = {}
 
 
@@ -92,12 +109,16 @@ class ContrastSection(Section):
     name = "contrast"
     data = Contrast
     heavy = frozenset({"right"})
-    adjusted = ("tccd_cells",)
+    adjusted = ("tccd_cells", "tccd_controls")
     evidence = ("tccd_cells",)
 
     def check(self, result: Result) -> None:
-        """Protocols choose settings of their model."""
+        """Protocols choose settings of their model, and controls are of such."""
         cells = result.get("tccd_cells") or ()
+        for index, control in enumerate(result.get("tccd_controls") or ()):
+            at = control["setting"]
+            if at >= len(cells) or cells[at]["model"] != control["model"]:
+                raise DataError(f"result.tccd_controls[{index}] names setting {at}, which is none of its model's")
         for model, protocols in (result.get("protocols") or {}).items():
             for protocol in protocols:
                 for task, at in protocol["chosen"].items():
@@ -110,6 +131,9 @@ class ContrastSection(Section):
     def shifted(self, result: Result, before: Mapping[str, int]) -> dict[str, Any]:
         """Settings are numbered on from those before."""
         found = super().shifted(result, before)
+        if "tccd_controls" in found:
+            first = before["tccd_cells"]
+            found["tccd_controls"] = [{**row, "setting": row["setting"] + first} for row in found["tccd_controls"]]
         for model, protocols in found.get("protocols", {}).items():
             moved = [
                 {**p, "chosen": {task: at + before["tccd_cells"] for task, at in p["chosen"].items()}}
@@ -126,7 +150,7 @@ class ContrastSection(Section):
         """Advice, protocols and gains of every model."""
         summary = report.of(summarise)
         shown = {
-            "advice": [_told(row["advice"]) for row in summary if row["advice"]],
+            "advice": [_told(index, row["advice"]) for index, row in enumerate(summary) if row["advice"]],
             "protocols": _protocols(summary),
             "protocol_names": protocol_names(summary),
             "gains": _gains(report.result, summary),
@@ -151,14 +175,19 @@ def advised(advice: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def _told(advice: Mapping[str, Any]) -> dict[str, Any]:
-    """Advice whose settings stand beside their reference's name."""
+def _told(index: int, advice: Mapping[str, Any]) -> dict[str, Any]:
+    """Advice whose settings stand beside their reference's name, with a drawing where there are several."""
 
     def own(of: Mapping[str, Any] | None) -> dict[str, Any]:
         return {key: value for key, value in (of or {}).items() if key not in _APART}
 
     each = [{**one, "own": own(one["settings"])} for one in advice["by_reference"]]
-    return {**advice, "own": own(advice["settings"]), "by_reference": each}
+    rows = [(one["reference"], one["held_out"]["delta"], one["held_out"]["ci95"]) for one in each]
+    svg = ""
+    if len(rows) > 1:
+        label = f"Gain on held-out pictures by reference, {advice['model']}."
+        svg = require("markupsafe", "report").Markup(figures.changes(rows, label, f"reference{index}-"))
+    return {**advice, "own": own(advice["settings"]), "by_reference": each, "svg": svg}
 
 
 def _unsure(advice: Mapping[str, Any]) -> str:

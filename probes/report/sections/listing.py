@@ -32,7 +32,19 @@ CELLS = (
     ),
     *("cost", *TESTS, "displacement", "entropy"),
 )
-GAINS = ("model", *SETTINGS, "n", "baseline", "accuracy", "delta", *TESTS, "helped", "harmed", "entropy")
+GAINS = (
+    "control",
+    "model",
+    *SETTINGS,
+    "n",
+    "baseline",
+    "accuracy",
+    "delta",
+    *TESTS,
+    "helped",
+    "harmed",
+    "entropy",
+)
 
 
 class ListingSection(Section):
@@ -42,7 +54,7 @@ class ListingSection(Section):
     data = Part
     files: ClassVar[Mapping[str, str]] = {
         "report-cells.csv": "one row a cell or control",
-        "report-tccd.csv": "one row a setting of contrast",
+        "report-tccd.csv": "one row a setting of contrast, or its control",
     }
 
     def context(self, report: Report) -> Mapping[str, Any] | None:
@@ -80,7 +92,8 @@ def _contrasts(result: Result) -> list[dict[str, Any]]:
 
 
 def _gains(result: Result) -> Iterator[dict[str, Any]]:
-    for row in result.get("tccd_cells") or ():
+    controls = [{**row, "control": row["kind"]} for row in result.get("tccd_controls") or ()]
+    for row in (*(result.get("tccd_cells") or ()), *controls):
         yield flat({**row, "reference": name_of(row), "weights": shown(row.get("weights"))})
 
 

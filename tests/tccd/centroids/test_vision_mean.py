@@ -1,5 +1,4 @@
-"""The vision mean is that of what each layer's attention is given for vision tokens, in whole forwards with
-hooks."""
+"""The vision mean is that of what each attention is given for vision tokens, in whole forwards with hooks."""
 
 from functools import partial
 
@@ -10,7 +9,8 @@ import torch
 from tccd.centroids.fit import fit_bank
 from tccd.centroids.harvest import harvest
 from tccd.centroids.vision_mean import VisionSums
-from tccd.errors import ConfigError, FitError
+from tccd.errors import ConfigError, FitError, UnsupportedModelError
+from tests.census.architectures import architecture
 from tests.tccd.centroids.fakes import TinyProcessor, samples
 from tests.tiny import CAUSAL_FAMILIES, IMAGE, Row, cached_tiny, inputs, tiny
 
@@ -30,8 +30,7 @@ def fit(model, processor, given=None, **options):
 
 
 def given_to_attention(model, batch):
-    """What each layer's attention is given for the vision tokens, two ways: by layer, shape (tokens, hidden),
-    fp64."""
+    """What each attention is given for the vision tokens, two ways: by layer, shape (tokens, hidden), fp64."""
     seen, direct, by_norm = batch["input_ids"] == IMAGE, {}, {}
 
     def before_layer(layer, args, kwargs, i):
@@ -133,6 +132,14 @@ def test_nothing_to_fit():
     for layers in (None, {}):
         with pytest.raises(ConfigError, match="there is nothing to fit: expected layers such as"):
             fit(cached_tiny("llava"), TinyProcessor("llava"), layers=layers, vision_mean=False)
+
+
+def test_a_model_with_layers_that_have_no_attention_is_told_first(tmp_path):
+    model, processor = architecture("lfm2_vl:convolutions").build(), TinyProcessor("llava")
+    with pytest.raises(UnsupportedModelError, match=r"no vision mean of this model: .*\(--no-vision-mean\)"):
+        fit(model, processor, layers={"text": 1}, k=4, work_dir=tmp_path)
+    assert processor.calls == 0
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_sums_that_were_not_asked_for(tmp_path):

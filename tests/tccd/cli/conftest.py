@@ -31,14 +31,15 @@ def loaded(model_dir):
 
 @pytest.fixture(scope="session")
 def bank_file(loaded, tmp_path_factory):
-    """Random centroids: text at layers 1 and 3, vision at layer 2."""
+    """Random centroids, text at layers 1 and 3, vision at layer 2; and a random vision mean."""
     draw = np.random.default_rng(0)
     arrays = {
         (modality, layer): draw.standard_normal((8, 128)).astype(np.float32)
         for modality, layer in (("text", 1), ("text", 3), ("vision", 2))
     }
     file = tmp_path_factory.mktemp("bank") / "bank.safetensors"
-    CentroidBank.from_arrays(loaded.model, arrays, data="drawn at random").save(file)
+    mean = draw.standard_normal((6, 128)).astype(np.float32)
+    CentroidBank.from_arrays(loaded.model, arrays, mean, data="drawn at random").save(file)
     return file
 
 

@@ -300,7 +300,7 @@ def test_a_rewritten_copy_is_taken_only_by_the_name_of_its_base(fitted, coarse, 
     assert run("generate", "--model", coarse, "--bank", bank, *ask).exit_code == 1
     answered = ok(run("generate", "--model", coarse, "--bank", bank, *ask, "--fitted-on", "llava-grounded"))
     assert "the bank was fitted on llava-grounded, of which" in answered.stderr
-    assert json.loads(answered.stdout)["tccd"]
+    assert json.loads(answered.stdout)["contrasted"]
 
 
 def test_equal_weights_under_another_name_need_no_asking(fitted, tmp_path):

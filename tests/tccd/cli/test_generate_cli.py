@@ -31,7 +31,7 @@ def test_generate_prints_json_for_each_prompt(model_dir, bank_file, picture, loa
     inputs = encode(loaded.processor, [[Image.open(picture)]] * 3, prompts)
     tokens = loaded.model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     assert [row["plain"] for row in rows] == loaded.processor.batch_decode(tokens, skip_special_tokens=True)
-    assert any(row["plain"] != row["tccd"] for row in rows)
+    assert any(row["plain"] != row["contrasted"] for row in rows)
     alone = ok(run("generate", "--model", model_dir, "--bank", bank_file, *args, *asked))
     assert alone.stdout == result.stdout  # whatever the batch
 
@@ -54,7 +54,7 @@ def test_generate_off_is_plain(model_dir, bank_file, picture):
     result = ok(run("generate", "--model", model_dir, "--bank", bank_file, *args, stdin=lines))
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["id"] for row in rows] == ["is there a circle?", "what is the red shape?"]
-    assert all(row["plain"] == row["tccd"] for row in rows)
+    assert all(row["plain"] == row["contrasted"] for row in rows)
 
 
 def test_generate_needs_a_layer_where_the_bank_has_several(model_dir, bank_file, picture):
@@ -72,4 +72,4 @@ def test_generate_in_a_pipe_has_neither_colors_nor_progress(model_dir, bank_file
     assert result.stderr == ""
     assert ESCAPE not in result.stdout
     words = result.stdout.split()
-    assert {"Plain", "TCCD", "red.png", "[bold]"} <= set(words)
+    assert {"Plain", "Contrasted", "red.png", "[bold]"} <= set(words)

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from tccd.cli.generate import read_questions
+from tccd.cli.questions import read_questions
 from tccd.errors import ConfigError, DataError
 
 

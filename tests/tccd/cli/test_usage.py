@@ -10,7 +10,7 @@ from tccd.centroids.fit import fit_bank
 from tccd.centroids.kmeans import BACKENDS
 from tccd.cli.fit import Backend, K, fit
 from tccd.cli.generate import Gate, Tokens, generate
-from tccd.decoding.config import TOKENS, TCCDConfig
+from tccd.decoding.config import TOKENS, Rule
 from tccd.decoding.gates import GATES
 from tests.tccd.cli.common import ROOT, ok, run
 
@@ -71,6 +71,7 @@ def test_completion_is_offered():
         (["fit", "--model", "m", "--data", "d", "--out", "o", "--prompt", " "], "--prompt is empty"),
         (["fit", "--model", "m", "--data", "d", "--out", "/"], "is a folder"),
         (["generate", "--model", "m", "--bank", "b", "--prompt", "p"], "expected --image FILE"),
+        (["generate", "--model", "m", "--prompt", "p", "--reference", "blank"], "called 'blank'; expected one of"),
         (
             ["generate", "--model", "m", "--bank", "b", "--prompt", "p", "--alpha-interp", "2"],
             "alpha_interp is 2.0",
@@ -105,9 +106,9 @@ def test_wrong_usage_is_exit_code_2(args, message):
 
 
 def test_defaults_are_those_of_the_library():
-    names = ("alpha_cd", "alpha_interp", "layer", "beta", "gate", "gate_threshold", "gate_ramp", "tokens")
+    names = ("alpha_cd", "beta", "gate", "gate_threshold", "gate_ramp", "tokens")
     defaults = {name: inspect.signature(generate).parameters[name].default for name in names}
-    assert TCCDConfig(**defaults) == TCCDConfig()
+    assert Rule(**defaults) == Rule()
     fitted = inspect.signature(fit_bank).parameters
     assert inspect.signature(fit).parameters["layers"].default is fitted["layers"].default is None
     assert inspect.signature(fit).parameters["vision_mean"].default is fitted["vision_mean"].default is True

@@ -130,6 +130,15 @@ def test_it_follows_the_other_ways_to_choose_rows_of_a_cache():
     assert_close(shadow.step(tokens[:, :1]), same.step(tokens[:, :1]), atol=1e-5)
 
 
+def test_what_a_model_takes_by_the_token_and_nobody_makes_longer_is_refused():
+    model, batch = cached_tiny("llava"), inputs("llava")
+    mask = torch.ones(*batch["input_ids"].shape, 1, 4)
+    with pytest.raises(
+        UnsupportedModelError, match="'cross_attention_mask' of shape \\(1, 17, 1, 4\\), one value a token"
+    ):
+        Shadow(model, batch | {"cross_attention_mask": mask})
+
+
 def test_a_crop_into_the_prompt_is_refused():
     model, batch = cached_tiny("llava"), inputs("llava")
     shadow = Shadow(model, batch)
