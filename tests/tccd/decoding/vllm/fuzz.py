@@ -50,7 +50,7 @@ def asked(rng: random.Random, index: int, room: Room) -> Asked:
         for _ in range(images):
             prompt += [seed.randrange(FIRST_WORD, FIRST_WORD + 2) for _ in range(seed.randrange(1, 7))]
             length = seed.randrange(1, 6)
-            places.append((len(prompt), length, rng.choice("ab")))
+            places.append((len(prompt), length, f"{rng.choice('ab')}{length}"))  # vLLM: one length an image
             prompt += [VISION] * length
         prompt += [seed.randrange(FIRST_WORD, FIRST_WORD + 2) for _ in range(rng.randrange(1, 20))]
         kind = rng.choice(["plain", "text", "text", "vision", "none", "prompt", "prompt"])
@@ -95,7 +95,7 @@ class Known:
     def states(self) -> list[int]:
         """A hash of all that each position's state depends on."""
         for at in range(len(self._states), len(self.tokens)):
-            image = next(((ord(w), at - o) for o, length, w in self.images if o <= at < o + length), ())
+            image = next(((ord(w[0]), at - o) for o, length, w in self.images if o <= at < o + length), ())
             moved: tuple[Any, ...] = ()
             if self.link is not None and self.link.moved is not None:
                 held = self.link.settings
@@ -237,7 +237,7 @@ class Run:
         config.scheduler_config.max_num_batched_tokens = self.budget
         config.cache_config.num_gpu_blocks, config.cache_config.block_size = self.blocks, BLOCK
         config.cache_config.enable_prefix_caching = self.caching
-        spec = FullAttentionSpec(BLOCK, 1, 8, dtype=torch.float32)
+        spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=8, dtype=torch.float32)
         cache = KVCacheConfig(self.blocks, [], [KVCacheGroupSpec(["layer"], spec)])
         kind = AsyncPairScheduler if self.ahead else PairScheduler
         return kind(config, cache, StructuredOutputManager(config), BLOCK)
@@ -451,7 +451,8 @@ def main() -> None:
     assert refusals
     if not options.mutants:
         for ahead in (False, True):
-            print("FOUND", ahead, check(config, range(options.seeds), ahead), flush=True)
+            said = check(config, range(options.seeds), ahead)
+            print("FOUND", "ahead" if ahead else "in turn", "->", said, flush=True)
         return
     module = SimpleNamespace(pairs=pairs, scheduler=scheduler, RequestStatus=RequestStatus)
     for name, mutate in MUTANTS.items():
