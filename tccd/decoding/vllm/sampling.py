@@ -52,12 +52,11 @@ class Pairs:
 
     def those(self, kept: Sequence[bool]) -> Pairs:
         """Some of them."""
-        held = [
-            entry
-            for entry, keep in zip(zip(self.clean, self.shadow, self.rules, strict=True), kept, strict=True)
-            if keep
-        ]
-        return Pairs(*map(list, zip(*held, strict=True))) if held else Pairs()  # type: ignore[arg-type]
+        found = Pairs()
+        for clean, shadow, rule, keep in zip(self.clean, self.shadow, self.rules, kept, strict=True):
+            if keep:
+                found.add(clean, shadow, rule)
+        return found
 
     def __len__(self) -> int:
         return len(self.clean)

@@ -134,11 +134,12 @@ class Attached:
             if place is None:
                 continue
             start, end, before = int(starts[place]), int(starts[place + 1]), int(computed[place])
-            if found.moved is not None:
+            modality = found.settings.modality
+            if found.moved is not None and modality is not None:
                 rows = moved_rows(found.moved, where, before, end - start)
                 if len(rows):
                     held = found.settings
-                    number = self.numbers[held.bank, held.modality, held.layer]
+                    number = self.numbers[held.bank, modality, held.layer]
                     places.append((torch.from_numpy(start + rows), number, held.config.alpha_interp))
             first_only = found.settings.config.tokens == "first"
             if last[place] and found.clean in at and (not first_only or before + end - start == found.prompt):
