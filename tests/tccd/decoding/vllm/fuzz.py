@@ -20,7 +20,7 @@ from tccd.decoding.vllm.admission import Room
 from tccd.decoding.vllm.settings import settings
 
 BLOCK, VOCABULARY, FIRST_WORD, VISION = 4, 40, 10, 9
-LAYERS = (1, 2)
+LAYERS, CONTEXT = (1, 2), 48
 
 
 class Wrong(Exception):
@@ -73,7 +73,9 @@ def asked(rng: random.Random, index: int, room: Room) -> Asked:
             other_length = sum(token != VISION for token in prompt)
         elif kind == "prompt":
             other_length = len(extra[pairs.TOKENS]["tokens"])
-        fits = len(prompt) + answer <= room.context
+        if kind == "none" and rng.random() < 0.3:  # the request meets the end of the context, its shadow does not
+            answer = room.context - other_length
+        fits = kind == "none" or len(prompt) + answer <= room.context
         if fits and (kind == "plain" or room.lacks(len(prompt), other_length, answer) is None):
             step = rng.randrange(30)
             abort = step + rng.randrange(1, 30) if rng.random() < 0.15 else None
@@ -195,7 +197,7 @@ def expected(one: Asked, loaded: Any) -> list[int]:
             moved = last if found.modality == "text" else ids.index(VISION)
         shadow = Known(ids, len(ids), images, {}, pairs.Link(one.name, found, len(ids), moved))
     said: list[int] = []
-    for i in range(one.answer):
+    for i in range(min(one.answer, CONTEXT - len(one.prompt))):
         contrasts = shadow is not None and (found.config.tokens == "all" or i == 0)
         said.append(token(clean.states()[-1], shadow.states()[-1] if contrasts else None))
         clean.tokens.append(said[-1])
@@ -235,6 +237,7 @@ class Run:
 
         config.scheduler_config.max_num_seqs = self.seqs
         config.scheduler_config.max_num_batched_tokens = self.budget
+        config.scheduler_config.long_prefill_token_threshold = self.rng.choice([0, 2, 4])
         config.cache_config.num_gpu_blocks, config.cache_config.block_size = self.blocks, BLOCK
         config.cache_config.enable_prefix_caching = self.caching
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=8, dtype=torch.float32)
@@ -371,12 +374,6 @@ def _chunk(module: Any) -> None:
     module.scheduler.PairScheduler._reserve_prefill_lookahead = whole
 
 
-def _finish(module: Any) -> None:
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    module.scheduler.PairScheduler.finish_requests = Scheduler.finish_requests
-
-
 def _hit(module: Any) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -412,7 +409,6 @@ MUTANTS: dict[str, Callable[[Any], None]] = {
     "a hit may leave one token": _hit,
     "admission runs a last row": _admit,
     "a chunk runs a last row": _chunk,
-    "one of a pair ends alone": _finish,
     "nothing is let go of": _method("_settle", lambda self, pair: None),
 }
 
@@ -441,7 +437,7 @@ def main() -> None:
     from vllm.v1.request import RequestStatus
 
     load_general_plugins()
-    arguments = EngineArgs(options.model, dtype="float32", max_model_len=48, enforce_eager=True)
+    arguments = EngineArgs(options.model, dtype="float32", max_model_len=CONTEXT, enforce_eager=True)
     config = arguments.create_engine_config()
     from tccd.decoding.vllm import refusals, scheduler
 
