@@ -163,6 +163,7 @@ class PairScheduler(Scheduler):
             return super().schedule(*args, **kwargs)
         self._granted, self._used, self._last, self._preempted = {}, 0, set(), False
         self._adjacent()
+        self._holder_first()
         output = super().schedule(*args, **kwargs)
         for name, pair in self.pairs.items():
             if name == pair.clean.request_id and (name in self._last) != (pair.shadow.request_id in self._last):
@@ -227,6 +228,18 @@ class PairScheduler(Scheduler):
                 order.append(before[request.request_id])
             order.append(request)
         self.running[:] = order
+
+    def _holder_first(self) -> None:
+        """A request whose shadow is in goes before all that wait: its pair holds blocks.
+
+        vLLM does the same for its own: behind a request that does not fit, a holder of blocks would wait for ever.
+        """
+        for name, pair in self.pairs.items():
+            clean = pair.clean
+            half = pair.shadow.status == RequestStatus.RUNNING != clean.status
+            if name == clean.request_id and half and self.waiting.peek_request() is not clean:
+                self.waiting.remove_request(clean)
+                self.waiting.prepend_request(clean)
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
         self._last.discard(request.request_id)

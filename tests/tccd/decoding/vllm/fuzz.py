@@ -406,6 +406,7 @@ MUTANTS: dict[str, Callable[[Any], None]] = {
     "the last position of the context": _room_without("if max(", "if 0 * max("),
     "pairs stand apart": _method("_adjacent", lambda self: None),
     "two pairs may be half in": _method("_half", lambda self, pair: False),
+    "half a pair waits behind those that do not fit": _method("_holder_first", lambda self: None),
     "a hit may leave one token": _hit,
     "admission runs a last row": _admit,
     "a chunk runs a last row": _chunk,
