@@ -62,7 +62,7 @@ def test_a_mixed_batch(engine):
 def test_a_reference_longer_than_its_request_is_preempted_as_exactly(engine):
     if not engine.in_process:
         pytest.skip("the scheduler is in another process")
-    long = on(reference="prompt", prompt=other(engine, words(engine, 90, 220), images=1))
+    long = on(reference="prompt", prompt=other(engine, words(engine, 120, 220), images=1))
     batch = [
         engine.checkpoint.ask(220 + i, words=6, extra=long if i % 2 else on(), max_tokens=40) for i in range(6)
     ]
