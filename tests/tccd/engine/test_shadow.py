@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -222,3 +223,24 @@ def test_state_is_put_back_after_an_error():
         assert model.count == 0
         assert model.seen is before
     assert (model.name, model.ready) == ("named", True)  # words and flags are no stream's state
+
+
+def test_one_stream_at_a_time_has_its_state_on_a_model():
+    model = torch.nn.Linear(2, 2)
+    model.count, said = 0, []
+    one, other = ModuleState(model), ModuleState(model)
+
+    def work() -> None:
+        with other.apart():
+            said.append(model.count)
+            model.count = 2
+
+    thread = threading.Thread(target=work)
+    with one.apart():
+        model.count = 1
+        thread.start()
+        thread.join(0.2)
+        said.append("first")
+    thread.join()
+    assert said == ["first", 0]
+    assert model.count == 0
