@@ -190,6 +190,9 @@ class Shadow:
                 "which a second forward a step needs; contrast with a reference that has the same prompt"
             )
         self._tokens = {name: given[name] for name in _PER_TOKEN if given.get(name) is not None}
+        for layer in self._cache.layers:
+            if getattr(layer, "record_past", False):
+                layer.crop(0)  # older releases of transformers take a crop after each forward for granted
         logits = output.logits[:, -1:]
         if self._copies > 1:
             copies = torch.arange(len(logits), device=logits.device).repeat_interleave(self._copies)

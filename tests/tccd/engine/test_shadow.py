@@ -97,6 +97,8 @@ def test_it_follows_what_happens_to_a_cache(family, window):
     twin = copy.deepcopy(shadow)
     assert_close(shadow.step(tokens[:5, 5:6]), each())
     assert_close(twin.step(tokens[:5, 5:6]), each())
+    twin.crop(0)
+    shadow.crop(0)
     assert_close(twin.step(tokens[:5, 6:7]), shadow.step(tokens[:5, 6:7]), atol=1e-5)
 
 
