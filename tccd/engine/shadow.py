@@ -184,7 +184,8 @@ class Shadow:
                 given["position_ids"] = self._model._prepare_position_ids_for_generation(ids, known)
             more = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
             output = self._forward(given, is_first_iteration=True, **more)
-        if getattr(output, "past_key_values", None) is not self._cache:
+        kept: Any = getattr(output, "past_key_values", None)
+        if kept is not self._cache:
             raise UnsupportedModelError(
                 f"{type(self._model).__name__} does not keep its keys and values in the cache that it is given, "
                 "which a second forward a step needs; contrast with a reference that has the same prompt"
