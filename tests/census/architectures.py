@@ -47,8 +47,10 @@ class Architecture:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         kind = getattr(transformers, self.model).config_class
-        # A config that is nothing without its parts has no defaults.
-        settings = {} if kind.has_no_defaults_at_init else shrink(kind().to_dict())
+        try:
+            settings = shrink(kind().to_dict())
+        except ValueError:  # a config that is nothing without its parts
+            settings = {}
         settings.pop("model_type", None)
         if self.text is not None:
             settings["text_config"] = shrink(CONFIG_MAPPING[self.text]().to_dict())
