@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from probes.statistics.clusters import clustered, clusters_of
 from probes.statistics.intervals import wilson
 from probes.statistics.outcomes import outcomes_of
-from tccd.centroids.bank import CentroidBank
+
+if TYPE_CHECKING:
+    from tccd.centroids.bank import CentroidBank
 
 NAMED = 4
 """Places that a warning names; of more it gives the number."""

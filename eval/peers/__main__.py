@@ -57,10 +57,18 @@ def costs(file: Path) -> dict[str, float]:
 
 
 def written(report: Mapping[str, Any]) -> str:
-    """JSON with one row a line."""
+    """JSON with one row a line, numbers to five digits."""
     head = json.dumps({key: value for key, value in report.items() if key != "rows"}, indent=1)
-    body = ",\n".join(f"  {json.dumps(row)}" for row in report["rows"])
+    body = ",\n".join(f"  {json.dumps(_short(row))}" for row in report["rows"])
     return f'{head[:-2]},\n "rows": [\n{body}\n ]\n}}\n'
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _short(one) for key, one in value.items()}
+    return [_short(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def main() -> None:

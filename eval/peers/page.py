@@ -46,7 +46,7 @@ def markdown(rows: Sequence[Row], decoding: str) -> str:
     mine = select(rows, decoding)
     cells = {(row["method"], row["model"].split("-")[0]): row for row in mine}
     lines = [
-        "| method | " + " | ".join(zoo.FAMILIES) + " | harm of the grounded twins | CPU time | passes |",
+        "| method | " + " | ".join(zoo.FAMILIES) + " | change of the grounded twins | CPU time | passes |",
         "|---|" + "---:|" * len(zoo.FAMILIES) + "---:|---:|---:|",
     ]
     for method in ordered(mine):
@@ -59,7 +59,8 @@ def markdown(rows: Sequence[Row], decoding: str) -> str:
             low, high = (100 * bound for bound in row["ci95"])
             sure = "**" if row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT else ""
             gains.append(f"{sure}{100 * row['delta']:+.1f}{sure} ({low:+.1f} to {high:+.1f})")
-            harms.append(f"{100 * row['harm']:+.1f}" + ("!" if row["harm_p_value"] < SIGNIFICANT else ""))
+            harmed = row["harm"] < 0 and row["harm_p_value"] < SIGNIFICANT
+            harms.append(f"{100 * row['harm']:+.1f}" + ("!" if harmed else ""))
             cost, passes = row["cpu_ratio"], row["passes"]
         ratio = "-" if cost is None else f"{cost:.2f}"
         tail = [" / ".join(harms), ratio, "-" if passes is None else f"{passes:g}"]

@@ -8,7 +8,7 @@ prefix is there already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,10 +64,12 @@ def measure(
     batches: tuple[int, ...] = (1, 4),
     rounds: int = 5,
     after_batch: Callable[[dict[str, Any]], None] = lambda found: None,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure every method; the first of `batches` is the one whose ratios stand on top.
 
-    `after_batch` gets what is found so far after each batch size: a run takes a while.
+    `after_batch` gets what is found so far after each batch size: a run takes a while. `only` names methods; plain
+    decoding is always among them.
     """
     width = model.config.get_text_config().hidden_size
     centroids = torch.randn(k, width, generator=torch.Generator().manual_seed(0))
@@ -75,6 +77,7 @@ def measure(
     entries = dict.fromkeys([(modality, layer) for modality in MODALITIES], centroids)
     bank = CentroidBank.from_arrays(model, entries, vision_mean=mean)
     ways, not_run = methods(model, bank, layer, new_tokens)
+    ways = {name: way for name, way in ways.items() if not only or name in ("plain", *only)}
     config = {
         "layer": layer,
         "k": k,
@@ -197,6 +200,8 @@ def main(
     rounds: int = 5,
     threads: int = 1,
     new_tokens: int = 16,
+    text_tokens: int = 60,
+    only: Annotated[list[str] | None, typer.Option(help="methods beside plain; all if not said")] = None,
     out: Path = OUT,
 ) -> None:
     """Measure, print and write out/speed/transformers.json."""
@@ -204,6 +209,8 @@ def main(
     found = measure(
         random_qwen(),
         new_tokens=new_tokens,
+        text_tokens=text_tokens,
+        only=only or (),
         batches=tuple(batch or (1, 4)),
         rounds=rounds,
         after_batch=lambda found: write(found, out),

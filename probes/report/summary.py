@@ -86,7 +86,7 @@ def leave_one_model_out_of(result: Mapping[str, Any]) -> dict[str, Row]:
         if name != "bank"
         and not (name in ("layer", "k") and all(len({c.get(name) for c in row}) == 1 for row in cells.values()))
     ]
-    by_key = {m: {tuple(c.get(name) for name in names): c for c in row} for m, row in cells.items()}
+    by_key = {m: {tuple(_hashable(c.get(name)) for name in names): c for c in row} for m, row in cells.items()}
     first = next(iter(by_key.values()))
     shared = [key for key in first if all(key in row for row in by_key.values())]
     # Keys as ranks from the mildest: ties go to it.
@@ -103,6 +103,10 @@ def leave_one_model_out_of(result: Mapping[str, Any]) -> dict[str, Row]:
         tables[model] = tasks
     protocol = leave_one_model_out(tables)
     return {model: _across(protocol, model, by_key[model][ranked[int(r)]]) for model, r in protocol.chosen.items()}
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def flat_model(row: Row) -> Row:

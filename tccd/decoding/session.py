@@ -17,7 +17,7 @@ from tccd.engine.packing import Step
 from tccd.engine.reference import Part, Reference
 from tccd.engine.session import Session
 from tccd.engine.support import check_uncompiled
-from tccd.errors import ConfigError
+from tccd.errors import ConfigError, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ class ContrastSession(Session):
         known = min(m, part.queries)
         own = pad(part.answers[:, part.queries - known :], (m - known, 0))
         if self.rule.tokens == "first":
+            if step.prefill and self.prompt_length is None and 1 < m < step.n:
+                raise UnsupportedModelError(
+                    "tokens='first': the first forward may hold drafted tokens behind the prompt (prompt lookup, "
+                    "an assistant); use custom_generate=contrast, which tells them apart"
+                )
             position = torch.arange(step.past + step.n - m, step.past + step.n, device=own.device)
             own = own & (position == self._asks_first)
         return own

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder
+from tccd.engine.arguments import cache_of
 from tccd.engine.reference import Reference
 from tccd.engine.shadow import Shadow, ShadowLayer, ShadowPart
 from tccd.engine.streams import kept_by
@@ -65,7 +66,7 @@ class OtherPrompt(Reference):
                 "the prompts are padded on the right, where their next tokens have to stand; pad them on the left"
             )
         inputs = {name: _beside(x, ids, decoder.model) for name, x in self.inputs.items()}
-        shadow = Shadow(decoder.model, inputs, given.get("past_key_values"), _copies(inputs["input_ids"], ids))
+        shadow = Shadow(decoder.model, inputs, cache_of(given), _copies(inputs["input_ids"], ids))
         takes = "logits_to_keep" in inspect.signature(decoder.model.forward).parameters
         keep = given.get("logits_to_keep", 0)
         return replace(self, batch=_Batch(ids, shadow, takes and isinstance(keep, int) and keep < 2))

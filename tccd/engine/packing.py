@@ -59,11 +59,9 @@ class Step:
         width = self.n + sum(part.rows for part in self.active)
         if clean is not self._clean:
             self._follow(clean)
-        if clean is self._clean and self._packed is not None and self._packed.shape[1] == width:
-            packed = self._packed
-        else:
-            packed = torch.cat([clean, *(on(part.hidden, clean) for part in self.active)], 1)
-        return packed
+        elif self._packed is not None and self._packed.shape[1] == width:
+            return self._packed
+        return torch.cat([clean, *(on(part.hidden, clean) for part in self.active)], 1)
 
     def stand_in(self, layer: int, hidden: Tensor | None) -> None:
         """Put into what a layer's attention is given the states of stand-ins that it runs.
@@ -109,11 +107,19 @@ class Step:
         self._packed, self._clean = packed, packed[:, : self.n]
         return self._clean
 
-    def arguments(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def arguments(
+        self, index: int, kwargs: dict[str, Any], follows: Callable[[str, bool], bool]
+    ) -> dict[str, Any]:
         """The keyword arguments of layer `index` for packed states.
 
+        Args:
+            index: the layer.
+            kwargs: its arguments for the clean ones.
+            follows: told the name of an unknown argument, and whether this is the prompt; says whether it has one
+                row a token.
+
         Raises:
-            UnsupportedModelError: a per-token argument of unknown meaning, or a mask that is no 4-D tensor.
+            UnsupportedModelError: a mask that is no 4-D tensor, or what `follows` raises.
         """
         packed = {}
         for name, value in kwargs.items():
@@ -124,11 +130,8 @@ class Step:
                 packed[name] = self._once(name, value, None, partial(self._columns, -2))
             elif name in ("position_ids", "cache_position"):
                 packed[name] = self._once(name, value, None, partial(self._columns, -1))
-            elif isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == self.n > 1:
-                raise UnsupportedModelError(
-                    f"decoder layer {index} takes {name!r} of shape {tuple(value.shape)}, one row a token, "
-                    "which TCCD does not know how to repeat for its erased stream"
-                )
+            elif isinstance(value, Tensor) and value.ndim > 1 and follows(name, self.prefill):
+                packed[name] = self._once(name, value, None, partial(self._columns, 1 - value.ndim))
             else:
                 packed[name] = value
         return packed

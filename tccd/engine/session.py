@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder, first_tensor, replace_first
 from tccd.engine import masks
+from tccd.engine.arguments import by_name, cache_from, cache_of, follows_tokens, with_cache
 from tccd.engine.installation import running, session_of
 from tccd.engine.packing import CausalFirst, PackedCache, Step, is_suffix, on
 from tccd.engine.reference import EMBEDDINGS, Part, Reference, detach
@@ -71,6 +72,7 @@ class Session:
         self._vision_ids = _vision_ids(decoder.model.config, any(one.needs_image for one in self.references))
         self._signature = inspect.signature(decoder.model.forward)
         self._prefix_checked = False
+        self._follow_tokens: dict[str, bool] = {}
         self._normed: Tensor | None = None
         self._kept: tuple[int, list[list[int]]] | None = None
         self._norm: Callable[..., Tensor] | None = None
@@ -119,7 +121,7 @@ class Session:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         check_call(self.decoder.model, given)
-        ids, cache = given["input_ids"], given.get("past_key_values")
+        ids, cache = given["input_ids"], cache_of(given)
         has_images = _has_images(given)
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0:
@@ -154,7 +156,7 @@ class Session:
                 f"{type(self.decoder.model).__name__} did not run its final norm and head as expected, so "
                 "its logits can't be combined"
             )
-        cache = step.cache if step.cache is not None else getattr(output, "past_key_values", None)
+        cache = step.cache if step.cache is not None else cache_from(output)
         if step.prefill and isinstance(cache, Cache):
             self._ride(step, cache)
         if self._kept is None:
@@ -210,26 +212,21 @@ class Session:
     def _run_packed(
         self, step: Step, index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if len(args) > 1:
-            raise UnsupportedModelError(
-                f"decoder layer {index} takes {len(args)} positional arguments; TCCD knows them by name"
-            )
-        kwargs = dict(kwargs)
-        clean = args[0] if args else kwargs.pop("hidden_states")
+        clean, kwargs = by_name(forward, args, kwargs)
         if step.cache is None:
-            check_cache(kwargs.get("past_key_values"))
-            step.cache = kwargs.get("past_key_values")
+            step.cache = cache_of(kwargs)
+            check_cache(step.cache)
         if step.prefill and not self._prefix_checked:
             self._check_prefix(step.active[0].stream.columns.start, forward, clean, kwargs)
             self._prefix_checked = True
         step.dtype = _attention_dtype(clean)
         cache = PackedCache(step, index)
-        packed = step.arguments(index, kwargs)
+        packed = step.arguments(index, kwargs, partial(self._follows, index, forward, clean, kwargs))
         causal = kwargs.get("attention_mask") is None
         apart = step.streams_apart(int(packed["attention_mask"].shape[-1]))
         split = step.prefill and (causal or apart)
         with CausalFirst(step.n, packed["attention_mask"], causal, apart) if split else nullcontext():
-            output = forward(step.pack(clean), **packed | {"past_key_values": cache})
+            output = forward(step.pack(clean), **with_cache(packed, cache))
         if not step.stood_in(index):
             raise UnsupportedModelError(
                 f"decoder layer {index} did not run its attention as expected, so a mean image can't stand in it"
@@ -240,6 +237,32 @@ class Session:
                 "linear attention or a convolution), so its erased stream can't be run"
             )
         return replace_first(output, step.unpack(first_tensor(output)))
+
+    def _follows(
+        self,
+        index: int,
+        forward: Callable[..., Any],
+        clean: Tensor,
+        kwargs: dict[str, Any],
+        name: str,
+        prefill: bool,
+    ) -> bool:
+        """Whether an argument that the engine has never heard of has one row a token; asked at a prompt, once."""
+        value = kwargs[name]
+        suspect = value.ndim > 1 and value.shape[1] == clean.shape[1] > 1
+        if name not in self._follow_tokens and prefill and suspect:
+
+            def run(other: Tensor) -> Tensor:
+                return first_tensor(run_alone(self.decoder, forward, (clean,), kwargs | {name: other}))
+
+            found = follows_tokens(run, value)
+            if found is None:
+                raise UnsupportedModelError(
+                    f"decoder layer {index} takes {name!r} of shape {tuple(value.shape)}, the same for every "
+                    "token of this prompt, so it can't be told whether it has one row a token"
+                )
+            self._follow_tokens[name] = found
+        return self._follow_tokens.get(name, False)
 
     def _check_prefix(
         self, start: Tensor, forward: Callable[..., Any], clean: Tensor, kwargs: dict[str, Any]
@@ -286,7 +309,7 @@ class Session:
             hidden = args[0] if args else kwargs.get("hidden_states")
             self._running().stand_in(index, hidden)
         output = forward(*args, **kwargs)
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if not isinstance(cache, PackedCache) or not isinstance(output, tuple):
             return output
         return (

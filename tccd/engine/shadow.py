@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from tccd.engine.arguments import cache_from
 from tccd.engine.reference import Part, Rider
 from tccd.errors import UnsupportedModelError
 
@@ -184,12 +185,16 @@ class Shadow:
                 given["position_ids"] = self._model._prepare_position_ids_for_generation(ids, known)
             more = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
             output = self._forward(given, is_first_iteration=True, **more)
-        if getattr(output, "past_key_values", None) is not self._cache:
+        kept: Any = cache_from(output)
+        if kept is not self._cache:
             raise UnsupportedModelError(
                 f"{type(self._model).__name__} does not keep its keys and values in the cache that it is given, "
                 "which a second forward a step needs; contrast with a reference that has the same prompt"
             )
         self._tokens = {name: given[name] for name in _PER_TOKEN if given.get(name) is not None}
+        for layer in self._cache.layers:
+            if getattr(layer, "record_past", False):
+                layer.crop(0)  # older releases of transformers take a crop after each forward for granted
         logits = output.logits[:, -1:]
         if self._copies > 1:
             copies = torch.arange(len(logits), device=logits.device).repeat_interleave(self._copies)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from tccd.decoder import Decoder, cross_attention, first_tensor
-from tccd.engine.arguments import cache_of, follows_tokens, with_cache
+from tccd.engine.arguments import cache_of, with_cache
 from tccd.errors import TCCDError, UnsupportedModelError
 
 
@@ -238,31 +238,4 @@ def check_prefix(
             f"{name}: hidden states before the text tail change by {float((before - after).abs().amax()):.2g} "
             "with the tail, so its prefix attends to the text after it (prefix-LM attention), and a prefix "
             "shared by both streams would be wrong"
-        )
-
-
-def check_per_token(
-    index: int, forward: Callable[..., Any], hidden: Tensor, kwargs: dict[str, Any], name: str
-) -> None:
-    """Refuse an argument that the engine does not know, unless a self-test shows that it has one row per token.
-
-    Args:
-        index: the layer, for the message.
-        forward: the layer's forward.
-        hidden: its input, shape (batch, n, hidden).
-        kwargs: the layer's other arguments, for a whole prompt.
-        name: the argument's, one of `kwargs`.
-
-    Raises:
-        UnsupportedModelError: it has not, or it can't be told.
-    """
-    kwargs = _within_prompt(with_cache(kwargs, None) if cache_of(kwargs) is not None else kwargs, hidden.shape[1])
-    # In an empty context, where nobody records outputs and no session is on.
-    run = Context().run
-    if not follows_tokens(
-        lambda value: first_tensor(run(forward, hidden, **kwargs | {name: value})), kwargs[name]
-    ):
-        raise UnsupportedModelError(
-            f"decoder layer {index} takes {name!r} of shape {tuple(kwargs[name].shape)}, and a self-test did not "
-            "show that it has one row per token, which an erased stream would repeat"
         )

@@ -26,6 +26,7 @@ class Architecture:
         changes: settings beside the small sizes; `...` takes one out.
         pictures: one of `tests.census.pictures.KINDS`; None for the one that the forward's arguments show.
         tokens: how many a picture stands for; None to count the features that the model makes of it.
+        text: `model_type` of another language model than its config's own.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Architecture:
     changes: dict[str, Any] = field(default_factory=dict, compare=False)
     pictures: str | None = None
     tokens: int | None = None
+    text: str | None = None
 
     @property
     def key(self) -> str:
@@ -42,11 +44,16 @@ class Architecture:
     def config(self) -> Any:
         """Its tiny config."""
         import transformers
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         kind = getattr(transformers, self.model).config_class
-        # A config that is nothing without its parts has no defaults.
-        settings = {} if kind.has_no_defaults_at_init else shrink(kind().to_dict())
+        try:
+            settings = shrink(kind().to_dict())
+        except ValueError:  # a config that is nothing without its parts
+            settings = {}
         settings.pop("model_type", None)
+        if self.text is not None:
+            settings["text_config"] = shrink(CONFIG_MAPPING[self.text]().to_dict())
         return kind(**merged(settings, self.changes))
 
     def build(self, seed: int = 0) -> Any:
@@ -280,6 +287,9 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+#: Variants with another language model: what reads the image is LLaVA's, the decoder layers are not.
+_TEXTS = {f"llava:{text}": text for text in ("falcon_h1", "gemma2", "glm4", "gpt_oss")}
+
 #: Architectures whose vision tower is timm's.
 NEED_TIMM = ("fast_vlm", "gemma3n", "perception_lm")
 
@@ -299,10 +309,12 @@ def architecture(name: str) -> Architecture:
 def architectures() -> list[Architecture]:
     """The rows of the census, by name."""
     models = mapping()
-    names = [*models, *(name for name in _VARIANTS if name.split(":")[0] in models)]
+    names = [*models, *(name for name in (*_VARIANTS, *_TEXTS) if name.split(":")[0] in models)]
     rows = []
     for name in sorted(names):
         key = name.split(":")[0]
-        changes = merged(_CHANGES.get(key, {}), _VARIANTS.get(name, {}))
-        rows.append(Architecture(name, models[key], changes, _PICTURES.get(key), _TOKENS.get(key)))
+        changes = merged({} if name in _TEXTS else _CHANGES.get(key, {}), _VARIANTS.get(name, {}))
+        rows.append(
+            Architecture(name, models[key], changes, _PICTURES.get(key), _TOKENS.get(key), _TEXTS.get(name))
+        )
     return rows

@@ -177,8 +177,9 @@ def test_rows_say_what_was_measured():
 
 
 def test_report_is_json_with_one_row_a_line():
-    rows = [{"a": 1, "b": [0.5]}, {"a": 2, "b": None}]
+    rows = [{"a": 1, "b": [0.123456789, {"c": 1e-12}]}, {"a": 2, "b": None}]
     text = command.written({"schema": "any", "config": {"seeds": (0, 1)}, "rows": rows})
+    rows[0]["b"][0] = 0.12346
     assert json.loads(text) == {"schema": "any", "config": {"seeds": [0, 1]}, "rows": rows}
     assert '  {"a": 2, "b": null}\n' in text
 

@@ -15,6 +15,7 @@ from probes.compare import compare
 from probes.references import KINDS, recipes
 from probes.report import validate, write_report
 from probes.report.schema import upgraded
+from probes.report.summary import summarise
 from probes.statistics.outcomes import bits, gain, outcomes_of
 from probes.warnings import warn
 from tccd import CentroidBank
@@ -134,6 +135,15 @@ def test_a_random_direction_that_gains_as_much_is_a_warning():
     alike["tccd_controls"][0]["setting"] = 1
     with pytest.raises(DataError, match="names setting 1, which is none of its model's"):
         validate(alike)
+
+
+def test_models_are_compared_at_two_references_at_once():
+    both = ("no-vision+mean-vision", {"weights": [1.0, -0.5], "bank": "bank"}, 1.0, 0.7, 0.01)
+    reports = {name: with_references([*SEVERAL, both], name=name) for name in ("one", "other")}
+    for row in summarise(compare(reports)):
+        across = next(p for p in row["protocols"] if p["name"] == "leave-one-model-out")
+        assert across["settings"]["reference"] in ("no-vision", "no-vision+mean-vision")
+        assert row["advice"]["on"]
 
 
 def test_reports_of_before_are_advised_on_as_those_of_text_centroids():

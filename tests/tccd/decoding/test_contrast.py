@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tccd.decoding.config import TCCDConfig
-from tccd.decoding.contrast import combine, contrast, plausible
+from tccd.decoding.config import Rule, TCCDConfig
+from tccd.decoding.contrast import combine, contrast, contrast_all, plausible
 from tccd.decoding.gates import GATES, entropy, jsd, margin
 from tccd.decoding.gates import opening as opening_of
 
@@ -244,3 +244,25 @@ def test_extreme_logits_give_no_nan_and_masked_tokens_stay_masked(name, gate):
         assert not got.isnan().any()
         assert (got[clean == -math.inf] == -math.inf).all()
         assert got.softmax(-1).isfinite().all()
+
+
+@pytest.mark.parametrize("gate", [None, "margin", "jsd"])
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_several_references_by_their_definition(gate, beta):
+    draws = torch.Generator().manual_seed(0)
+    clean, *others = (torch.randn(6, 9, generator=draws) for _ in range(3))
+    allowed = [torch.tensor([1, 1, 0, 1, 0, 1]).bool(), torch.tensor([1, 0, 1, 1, 0, 1]).bool()]
+    weights = (1.5, -0.5)
+    rule = Rule(alpha_cd=-0.8, beta=beta, gate=gate, **({"gate_threshold": 0.1} if gate else {}))
+    combined, widest = contrast_all(clean, others, rule, weights, allowed)
+    for row in range(6):
+        expected, opened = clean[row].clone(), []
+        for other, weight, where in zip(others, weights, allowed, strict=True):
+            opening = 1.0 if gate is None else float(GATES[gate].opening(clean[row], other[row], 0.1, 0.0))
+            opened.append(opening * float(where[row]))
+            expected += -0.8 * weight * opened[-1] * (clean[row] - other[row])
+        if beta and max(opened):
+            p = clean[row].softmax(-1)
+            expected[p < beta * p.max()] = -torch.inf
+        assert_close(combined[row], expected)
+        assert float(widest[row]) == max(opened)

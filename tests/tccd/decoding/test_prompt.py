@@ -117,6 +117,8 @@ MODES: dict[str, tuple[dict[str, Any], int]] = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
 def test_modes(family, mode, door):
+    if mode == "static-cache" and family == "gemma3" and RELEASE < (5, 17):
+        pytest.skip("transformers 5.16 itself fails with a static cache shorter than the prompt")
     how, copies = MODES[mode]
     assert_same(cached_tiny(family), *pair(family), door, copies, **how)
 

@@ -14,7 +14,7 @@ from tccd.decoder import find_decoder
 from tccd.decoding.huggingface import Contrast
 from tccd.decoding.references import early_exit, no_vision, vision_centroid
 from tccd.engine import KeptImage, MeanImage, OtherImage, Prefixes
-from tccd.errors import ConfigError
+from tccd.errors import ConfigError, UnsupportedModelError
 from tests import oracle
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens, text_centroids
 from tests.tccd.decoding.test_modes import assert_nothing_left
@@ -252,6 +252,18 @@ def test_other_caches(kind, cache):
     with_it, plainly = generate(model, batch, 6, contrast, **how), generate(model, batch, 6, contrast)
     assert with_it.sequences.tolist() == plainly.sequences.tolist()
     torch.testing.assert_close(torch.stack(with_it.logits), torch.stack(plainly.logits), rtol=0, atol=1e-4)
+
+
+def test_first_tokens_alone_are_told_from_drafted_ones():
+    model, batch = cached_tiny("llava"), inputs("llava", [Row(before=0, after=12)])
+    batch["input_ids"][0, -6:] = batch["input_ids"][0, -12:-6]  # said twice, so that the next words are looked up
+    contrast = Contrast(model, no_vision(), alpha_cd=1.0, tokens="first")
+    once = generate(model, batch, 6, contrast).sequences
+    assert generate(model, batch, 6, contrast, prompt_lookup_num_tokens=3).sequences.tolist() == once.tolist()
+    with contrast, pytest.raises(UnsupportedModelError, match="may hold drafted tokens"):
+        generate(model, batch, 6, prompt_lookup_num_tokens=3)
+    with contrast:
+        assert generate(model, batch, 6).sequences.tolist() == once.tolist()
 
 
 def test_other_prompts_than_the_reference_was_made_for():

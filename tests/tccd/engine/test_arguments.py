@@ -7,7 +7,6 @@ import torch
 
 from tccd.decoder import find_decoder, first_tensor
 from tccd.engine.arguments import by_name, cache_from, cache_of, follows_tokens, with_cache
-from tccd.engine.support import check_per_token
 from tccd.errors import UnsupportedModelError
 from tests.census.architectures import architecture
 from tests.census.pictures import batch_of
@@ -110,23 +109,17 @@ def test_an_argument_that_goes_along_the_tokens_is_told_by_trying(name, argument
         model(**batch)
     for handle in handles:
         handle.remove()
-    for index, layer in enumerate(layers):
+    for layer in layers:
         hidden, kwargs = calls[layer]
-        with torch.no_grad():
-            check_per_token(index, layer.forward, hidden, kwargs, argument)
-            other = kwargs | {"scale": kwargs[argument].flip(1)}
-            with pytest.raises(
-                UnsupportedModelError, match=rf"layer {index} takes 'scale' .* did not show that it"
-            ):
-                check_per_token(index, scaled(layer.forward), hidden, other, "scale")
 
+        def run(value, forward=layer.forward, hidden=hidden, kwargs=kwargs):
+            with torch.no_grad():
+                return first_tensor(forward(hidden, **with_cache(kwargs, None) | {argument: value}))
 
-def scaled(forward):
-    """A layer whose output all of `scale` goes into."""
+        def weighted(value, run=run, given=kwargs[argument]):
+            weights = torch.arange(1, value.shape[1] + 1)
+            rows = value.reshape(*value.shape[:2], -1).sum(-1) * weights
+            return run(given) * rows.sum(-1)[:, None, None]
 
-    def run(hidden, scale, **kwargs):
-        rows = scale.reshape(*scale.shape[:2], -1).sum(-1)
-        weight = (rows * torch.arange(1, scale.shape[1] + 1)).sum(-1)
-        return first_tensor(forward(hidden, **kwargs)) * weight[:, None, None]
-
-    return run
+        assert follows_tokens(run, kwargs[argument]) is True
+        assert follows_tokens(weighted, kwargs[argument]) is False

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tccd.engine.masks import Columns, causal, packed
-from tccd.engine.streams import NEVER
+from tccd.engine.stand_ins import MeanColumn
+from tccd.engine.streams import NEVER, ErasedLayer, Stream
+from tccd.engine.twins import Withheld
 
 
 def by_loop(clean, streams, past, kv_offset):
@@ -115,3 +117,15 @@ def test_causal_is_the_loop(past, n, kv_offset, spare):
     for i in range(n):
         for j in range(length):
             assert bool(got[0, 0, i, j]) == (kv_offset + j <= past + i)
+
+
+def test_a_crop_leaves_stand_ins_and_takes_the_last_columns():
+    at = MeanColumn(torch.zeros(2, 4), torch.tensor([[False, True, True, False]]), torch.tensor([1]))
+    stream = Stream(Withheld(), Columns(torch.tensor([3]), 3, stand_ins=at))
+    for crop in (-2, 4):  # so many columns less; the legacy form, the length to keep
+        layer = ErasedLayer(None, 0, 0, stream)
+        keys = torch.arange(4.0).view(1, 1, 4, 1)  # the stand-in, columns 3 to 5
+        layer.update(keys, keys)
+        assert layer.get_mask_sizes(1) == (7, 0)
+        layer.crop(crop)
+        assert layer.keys.flatten().tolist() == [0, 1]

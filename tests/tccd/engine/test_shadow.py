@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -96,6 +97,8 @@ def test_it_follows_what_happens_to_a_cache(family, window):
     twin = copy.deepcopy(shadow)
     assert_close(shadow.step(tokens[:5, 5:6]), each())
     assert_close(twin.step(tokens[:5, 5:6]), each())
+    twin.crop(0)
+    shadow.crop(0)
     assert_close(twin.step(tokens[:5, 6:7]), shadow.step(tokens[:5, 6:7]), atol=1e-5)
 
 
@@ -222,3 +225,24 @@ def test_state_is_put_back_after_an_error():
         assert model.count == 0
         assert model.seen is before
     assert (model.name, model.ready) == ("named", True)  # words and flags are no stream's state
+
+
+def test_one_stream_at_a_time_has_its_state_on_a_model():
+    model = torch.nn.Linear(2, 2)
+    model.count, said = 0, []
+    one, other = ModuleState(model), ModuleState(model)
+
+    def work() -> None:
+        with other.apart():
+            said.append(model.count)
+            model.count = 2
+
+    thread = threading.Thread(target=work)
+    with one.apart():
+        model.count = 1
+        thread.start()
+        thread.join(0.2)
+        said.append("first")
+    thread.join()
+    assert said == ["first", 0]
+    assert model.count == 0
