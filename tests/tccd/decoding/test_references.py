@@ -17,7 +17,7 @@ from tccd.engine import KeptImage, MeanImage, OtherImage, Prefixes
 from tccd.errors import ConfigError, UnsupportedModelError
 from tests import oracle
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens, text_centroids
-from tests.tccd.decoding.test_modes import assert_nothing_left
+from tests.tccd.decoding.test_modes import RELEASE, assert_nothing_left
 from tests.tiny import CAUSAL_FAMILIES, Row, cached_tiny, inputs, row_of, tiny
 
 BLANK = 0.3
@@ -244,6 +244,8 @@ def test_prompt_lookup_and_sampling_are_step_by_step_greedy_and_the_same_draws(f
 @pytest.mark.parametrize("cache", ["static", "none"])
 @pytest.mark.parametrize("kind", [*KINDS, "pair"])
 def test_other_caches(kind, cache):
+    if cache == "static" and RELEASE < (5, 17):
+        pytest.skip("transformers 5.16 itself fails with a static cache shorter than the prompt")
     model, batch = cached_tiny("gemma3"), inputs("gemma3", RAGGED)
     contrast = Contrast(
         model, [make(model, batch) for make in (PAIR if kind == "pair" else (KINDS[kind],))], alpha_cd=0.5
