@@ -256,6 +256,19 @@ def test_other_caches(kind, cache):
     torch.testing.assert_close(torch.stack(with_it.logits), torch.stack(plainly.logits), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["blank", "kept"])
+def test_other_pictures_beside_offloaded_weights(kind):
+    from accelerate import cpu_offload
+
+    model, batch = tiny("qwen2_5_vl"), inputs("qwen2_5_vl", RAGGED)
+    contrasts = [Contrast(model, KINDS[kind](model, batch), alpha_cd=1.0) for _ in range(2)]
+    expected = generate(model, batch, 4, contrasts[0])
+    cpu_offload(model, execution_device="cpu")
+    ours = generate(model, batch, 4, contrasts[1])
+    assert ours.sequences.tolist() == expected.sequences.tolist()
+    torch.testing.assert_close(torch.stack(ours.logits), torch.stack(expected.logits), rtol=0, atol=1e-4)
+
+
 def test_first_tokens_alone_are_told_from_drafted_ones():
     model, batch = cached_tiny("llava"), inputs("llava", [Row(before=0, after=12)])
     batch["input_ids"][0, -6:] = batch["input_ids"][0, -12:-6]  # said twice, so that the next words are looked up
