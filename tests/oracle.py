@@ -164,6 +164,11 @@ def withheld_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
             handle.remove()
 
 
+def _named(module: Any, *names: str) -> Any:
+    """The submodule of the first of these names."""
+    return next(found for name in names if (found := getattr(module, name, None)) is not None)
+
+
 @torch.no_grad()
 def mean_image_logits(model: Any, inputs: dict[str, Any], mean: Tensor) -> Tensor:
     """Logits of a whole forward in which every vision position is one and the same to each layer's attention.
@@ -174,7 +179,7 @@ def mean_image_logits(model: Any, inputs: dict[str, Any], mean: Tensor) -> Tenso
     vision = torch.isin(ids, torch.tensor(sorted(vision_ids_of(model))))
     if "attention_mask" in inputs:
         vision = vision & inputs["attention_mask"].bool()
-    attentions = [layer.self_attn for layer in model.get_decoder().layers]
+    attentions = [_named(layer, "self_attn", "attention", "attn", "self_attention") for layer in layers_of(model)]
 
     def moved(value: Tensor) -> Tensor:
         """Positions, shape (..., batch or 1, columns, width), the middle one's at every vision column."""
@@ -191,7 +196,9 @@ def mean_image_logits(model: Any, inputs: dict[str, Any], mean: Tensor) -> Tenso
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
         hidden[vision] = mean[attentions.index(module)].to(hidden.dtype)
         kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
-        kwargs["position_embeddings"] = tuple(moved(value) for value in kwargs["position_embeddings"])
+        for name in [name for name in kwargs if name.startswith("position_embeddings")]:
+            value = kwargs[name]
+            kwargs[name] = moved(value) if isinstance(value, Tensor) else tuple(map(moved, value))
         return (hidden,), kwargs
 
     handles = [one.register_forward_pre_hook(hook, with_kwargs=True) for one in attentions]
@@ -206,7 +213,11 @@ def mean_image_logits(model: Any, inputs: dict[str, Any], mean: Tensor) -> Tenso
 def exit_logits(model: Any, inputs: dict[str, Any], layers: Sequence[int]) -> Tensor:
     """Logits after lower layers, -1 the embeddings: at each position of the one that is farthest from the last."""
     seen: dict[int, Tensor] = {}
+    layers_there = layers_of(model)
     decoder = model.get_decoder()
+    while not hasattr(decoder, "layers"):
+        decoder = getattr(decoder, "model", None) or decoder.decoder
+    norm = _named(decoder, "norm", "final_layernorm", "ln_f")
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
@@ -216,9 +227,9 @@ def exit_logits(model: Any, inputs: dict[str, Any], layers: Sequence[int]) -> Te
         return hook
 
     handles = [
-        decoder.layers[layer].register_forward_hook(keep(layer), with_kwargs=True)
+        layers_there[layer].register_forward_hook(keep(layer), with_kwargs=True)
         if layer >= 0
-        else decoder.layers[0].register_forward_pre_hook(keep(layer), with_kwargs=True)
+        else layers_there[0].register_forward_pre_hook(keep(layer), with_kwargs=True)
         for layer in layers
     ]
     try:
@@ -226,7 +237,7 @@ def exit_logits(model: Any, inputs: dict[str, Any], layers: Sequence[int]) -> Te
     finally:
         for handle in handles:
             handle.remove()
-    found = [model.get_output_embeddings()(decoder.norm(seen[layer])).float() for layer in layers]
+    found = [model.get_output_embeddings()(norm(seen[layer])).float() for layer in layers]
     chosen = found[0].clone()
     for row in range(last.shape[0]):
         for column in range(last.shape[1]):

@@ -26,6 +26,22 @@ def combine(clean: Tensor, reference: Tensor, strength: float | Tensor) -> Tenso
     return clean + strength * (clean - reference.float())
 
 
+def combine_all(clean: Tensor, references: Sequence[Tensor], strengths: Sequence[Tensor]) -> Tensor:
+    """`clean + sum of strength * (clean - reference)`, in fp32; a reference of strength 0 may be anything.
+
+    Args:
+        clean: logits or states of the clean stream, shape (..., width).
+        references: the same of each reference.
+        strengths: of each, broadcast against (..., width).
+    """
+    clean = clean.float()
+    combined = clean
+    for reference, strength in zip(references, strengths, strict=True):
+        away = strength * (clean - reference.float())
+        combined = combined + away.masked_fill(strength == 0, 0.0)  # and not the NaN of 0 * inf
+    return combined
+
+
 def plausible(clean: Tensor, beta: float) -> Tensor:
     """Tokens whose clean probability is at least `beta` times the largest (Li et al. 2022, eq. 2).
 
@@ -80,8 +96,8 @@ def contrast_all(
         come back
         whole: no contrast, so nothing for plausibility to guard.
     """
-    combined = clean.float()
     widest = torch.zeros(clean.shape[:-1], device=clean.device)
+    strengths = []
     for number, (reference, weight) in enumerate(zip(references, weights, strict=True)):
         if rule.gate is None:
             opened = torch.ones_like(widest)
@@ -89,10 +105,9 @@ def contrast_all(
             opened = GATES[rule.gate].opening(clean, reference, rule.gate_threshold, rule.gate_ramp)
         if allowed is not None:
             opened = opened * allowed[number]
-        strength = rule.alpha_cd * weight * opened[..., None]
-        away = strength * (clean.float() - reference.float())
-        combined = combined + away.masked_fill(strength == 0, 0.0)  # and not the NaN of 0 * inf
+        strengths.append(rule.alpha_cd * weight * opened[..., None])
         widest = torch.maximum(widest, opened)
+    combined = combine_all(clean, references, strengths)
     combined = combined.masked_fill(clean == -math.inf, -math.inf)  # and not the NaN of inf - inf
     if rule.beta > 0:
         kept = plausible(clean, rule.beta) | (widest == 0)[..., None]

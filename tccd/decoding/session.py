@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from tccd.decoder import Decoder
 from tccd.decoding.config import Rule
-from tccd.decoding.contrast import contrast_all
+from tccd.decoding.contrast import combine_all, contrast_all
 from tccd.engine.packing import Step
 from tccd.engine.reference import Part, Reference
 from tccd.engine.session import Session
@@ -98,10 +98,11 @@ class ContrastSession(Session):
         if self.rule.needs_logits or not self.decoder.linear_logits:
             return None
         whole, allowed = self._aligned(step, clean, others)
-        mixed = clean.float()
-        for other, weight, where in zip(whole, self.weights, allowed, strict=True):
-            away = self.rule.alpha_cd * weight * (clean.float() - other.float())
-            mixed = mixed + torch.where(where[..., None], away, 0.0)
+        strengths = [
+            self.rule.alpha_cd * weight * where[..., None]
+            for weight, where in zip(self.weights, allowed, strict=True)
+        ]
+        mixed = combine_all(clean, whole, strengths)
         acted = torch.stack(allowed).any(0)
         self._record(step, acted.float())
         return torch.where(acted[..., None], mixed.to(clean.dtype), clean)

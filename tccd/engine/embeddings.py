@@ -91,25 +91,26 @@ def read_embeddings(decoder: Decoder, inputs: dict[str, Any]) -> tuple[Tensor, d
 
     def read() -> None:
         with running(reader), torch.no_grad(), suppress(_Done):
-            decoder.model(**on_model(decoder.model, inputs), use_cache=False)
+            decoder.model(**inputs, use_cache=False)
 
     Context().run(read)  # an empty context: no session is on, and nobody records outputs
     assert reader.embeddings is not None
     return reader.embeddings, reader.additions
 
 
-def on_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a processor gives, where the model is and in its precision.
+def beside(ids: Tensor, inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """What a processor gives, on the device of a call and in the model's precision.
 
     Args:
-        model: a transformers model.
+        ids: token ids of the call. The weights may be elsewhere (offloaded), and say nothing of the device.
         inputs: by name; tensors of floating numbers get the model's dtype.
+        model: a transformers model.
     """
 
     def moved(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.to(model.device, model.dtype if value.is_floating_point() else None)
+        return value.to(ids.device, model.dtype if value.is_floating_point() else None)
 
     return {name: moved(value) for name, value in inputs.items()}
 

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder
 from tccd.engine.arguments import cache_of
+from tccd.engine.embeddings import beside
 from tccd.engine.reference import Reference
 from tccd.engine.shadow import Shadow, ShadowLayer, ShadowPart
 from tccd.engine.streams import kept_by
@@ -65,7 +66,7 @@ class OtherPrompt(Reference):
             raise ConfigError(
                 "the prompts are padded on the right, where their next tokens have to stand; pad them on the left"
             )
-        inputs = {name: _beside(x, ids, decoder.model) for name, x in self.inputs.items()}
+        inputs = beside(ids, self.inputs, decoder.model)
         shadow = Shadow(decoder.model, inputs, cache_of(given), _copies(inputs["input_ids"], ids))
         takes = "logits_to_keep" in inspect.signature(decoder.model.forward).parameters
         keep = given.get("logits_to_keep", 0)
@@ -113,13 +114,6 @@ class _Batch:
     ids: Tensor
     shadow: Shadow
     is_prompt: bool
-
-
-def _beside(value: Any, ids: Tensor, model: Any) -> Any:
-    """An input on the device of the call, pictures in the model's precision."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(ids.device, model.dtype if value.is_floating_point() else value.dtype)
 
 
 def _copies(others: Tensor, ids: Tensor) -> int:

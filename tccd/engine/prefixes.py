@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from tccd.decoder import Decoder
-from tccd.engine.embeddings import on_model
+from tccd.engine.embeddings import beside
 from tccd.engine.reference import EMBEDDINGS
 from tccd.engine.stand_ins import Given
 from tccd.engine.streams import NEVER, Layout, Twin
@@ -125,7 +125,7 @@ class KeptImage(Twin):
                 "decoded; give the pictures and prompts of this batch"
             )
         store = _stores.setdefault(decoder.model, Prefixes()) if self.prefixes is None else self.prefixes
-        state = _state(decoder.model)
+        state = _state(decoder.model, ids.device.type)
         blocks: list[Block | None] = []
         for row in range(len(ids)):
             if not bool(where.has_vision[row]):
@@ -136,15 +136,15 @@ class KeptImage(Twin):
             words = tuple(ids[row, columns].tolist())
             at = None if positions is None else positions[..., row : row + 1, columns]
             first = int(where.vision[row, columns].int().argmax())
-            make = partial(self._run, decoder, row // times, words, at, first)
+            make = partial(self._run, decoder, ids, row // times, words, at, first)
             place = None if at is None else at.cpu().numpy().tobytes()
             blocks.append(store.get((state, self.pictures[row // times], words, place), make))
         return replace(self, given=_assembled(blocks, where))
 
     def _run(
-        self, decoder: Decoder, row: int, words: tuple[int, ...], positions: Tensor | None, first: int
+        self, decoder: Decoder, ids: Tensor, row: int, words: tuple[int, ...], positions: Tensor | None, first: int
     ) -> Block:
-        return run_prefix(decoder, self.encode([row]), words, positions, first)
+        return run_prefix(decoder, beside(ids, self.encode([row]), decoder.model), words, positions, first)
 
     def layout(self, modalities: ModalityMap) -> Layout:
         """From the first column on that is behind every image of its row."""
@@ -161,7 +161,7 @@ def run_prefix(
 
     Args:
         decoder: the model's parts.
-        inputs: what the model takes for the whole prompt.
+        inputs: what the model takes for the whole prompt, where it runs.
         words: token ids up to the end of the last picture; the prompt has to begin so.
         positions: their positions as the model takes them, shape (..., 1, len(words)); None leaves them to it.
         first: column of the first picture.
@@ -178,7 +178,7 @@ def run_prefix(
         )
     cut = {
         name: value[:, :n] if isinstance(value, Tensor) and value.shape == whole.shape else value
-        for name, value in on_model(decoder.model, inputs).items()
+        for name, value in inputs.items()
     }
     if positions is not None:
         cut["position_ids"] = positions
@@ -213,12 +213,12 @@ def _assembled(blocks: Sequence[Block | None], where: ModalityMap) -> Given:
     return Given(columns, layers)
 
 
-def _state(model: Any) -> Hashable:
-    """Changes where a parameter is changed in place, or an adapter is switched on or off."""
+def _state(model: Any, device: str) -> Hashable:
+    """Changes where a parameter is changed in place, an adapter is switched, or autocast on the device."""
     weights = tuple((id(p), 0 if p.is_inference() else p._version) for p in model.parameters())
     adapters = tuple(
         (repr(module.active_adapters), bool(module.disable_adapters), repr(module.merged_adapters))
         for module in model.modules()
         if hasattr(module, "merged_adapters") and hasattr(module, "active_adapters")
     )
-    return weights, adapters, torch.is_autocast_enabled(next(model.parameters()).device.type)
+    return weights, adapters, torch.is_autocast_enabled(device)

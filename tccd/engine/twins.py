@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tccd.decoder import Decoder, attention_of
-from tccd.engine.embeddings import read_embeddings, repeated
+from tccd.engine.embeddings import beside, read_embeddings, repeated
 from tccd.engine.reference import EMBEDDINGS
 from tccd.engine.stand_ins import MeanColumn
 from tccd.engine.streams import NEVER, Layout, Twin
@@ -145,11 +145,13 @@ class OtherImage(Twin):
 
     def prepare(self, decoder: Decoder, given: Mapping[str, Any]) -> OtherImage:
         """Read what the model makes of the other pictures before its first layer, and between layers."""
-        ids, prompts = given["input_ids"], self.inputs["input_ids"]
+        ids = given["input_ids"]
+        inputs = beside(ids, self.inputs, decoder.model)
+        prompts = inputs["input_ids"]
         # Without a cache every forward holds the prompts again, and what was generated behind them.
         more = max(0, ids.shape[1] - prompts.shape[1])
-        times = repeated(prompts.to(ids.device), ids[:, : ids.shape[1] - more])
-        embeddings, additions = read_embeddings(decoder, self.inputs)
+        times = repeated(prompts, ids[:, : ids.shape[1] - more])
+        embeddings, additions = read_embeddings(decoder, inputs)
 
         def whole(one: Tensor) -> Tensor:
             return pad(one.repeat_interleave(times, 0), (0, 0, 0, more))

@@ -148,10 +148,12 @@ def _probes(world: World) -> dict[str, tuple[list[str], str]]:
         "probe with a bank's reference and no bank": (world.probe(bank=None, reference="mean-vision"), "bank"),
         "probe at layers without a bank": (world.probe(bank=None, reference="no-vision", layers="1"), "layers"),
         "probe with controls without a bank": (
-            [*world.probe(bank=None, reference="no-vision"), "--controls"], "controls"
+            [*world.probe(bank=None, reference="no-vision"), "--controls"],
+            "controls",
         ),
         "probe with segments without a bank": (
-            world.probe(bank=None, reference="no-vision", segments="text=all"), "segments"
+            world.probe(bank=None, reference="no-vision", segments="text=all"),
+            "segments",
         ),
         "probe with an unknown gate": (world.probe(alpha_cd="1", gate="x"), "gate"),
         "probe with one bank twice": (world.probe(bank=[world.bank, world.bank]), "once"),

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
+import transformers
 
 from tests.census.shrink import HEAD, LAYERS, TOWER, merged, shrink
 from tests.families import END, HIDDEN, IMAGE, PAD, START, VOCAB
@@ -302,8 +304,9 @@ def mapping() -> dict[str, str]:
 
 
 def architecture(name: str) -> Architecture:
-    """One row of the census."""
-    return next(row for row in architectures() if row.name == name)
+    """One row of the census; the test is skipped where the release of transformers has no such architecture."""
+    found = next((row for row in architectures() if row.name == name), None)
+    return found or pytest.skip(f"transformers {transformers.__version__} has no {name}")
 
 
 def architectures() -> list[Architecture]:

@@ -40,7 +40,8 @@ def test_a_file_that_cannot_be_written_is_one_line(model_dir, tmp_path, bank_fil
 
 
 def test_no_such_model(tmp_path, bank_file, picture):
-    result = run("generate", "--model", tmp_path, "--bank", bank_file, "--image", picture, "--prompt", "?")
+    args = ("--bank", bank_file, "--layer", 1, "--image", picture, "--prompt", "?")
+    result = run("generate", "--model", tmp_path, *args)
     assert result.exit_code == 1
     assert f"can't load model '{tmp_path}'" in result.stderr
 

@@ -12,7 +12,8 @@ def test_probe_replacement(model_dir, bank_file, tmp_path):
     args = ("--model", model_dir, "--bank", bank_file, "--data", "easy-vqa", "--limit", 40)
     result = program("probe", "replacement", *args, "--out", tmp_path / "report", "--json")
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    # On a slow machine it says how far it is; nothing else.
+    assert [line for line in result.stderr.splitlines() if not line.startswith("ask ")] == []
     summary = json.loads(result.stdout)
     assert [(c["modality"], c["layer"], c["k"]) for c in summary["cells"]] == [
         ("text", 1, 8),

@@ -255,6 +255,7 @@ def test_two_threads_on_one_model():
     assert_nothing_left(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_images", [True, False])
 @pytest.mark.parametrize("name", ["llava-competing", "qwen25vl-competing", "idefics3-competing"])
 def test_a_default_model_with_its_processor(name, with_images):
