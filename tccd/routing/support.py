@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder
 from tccd.engine.arguments import cache_of
+from tccd.engine.attention import attention_name
 from tccd.engine.support import check_model, check_twin
 from tccd.errors import UnsupportedModelError
 
@@ -22,6 +23,12 @@ def check_decoder(decoder: Decoder) -> None:
     """
     check_model(decoder)
     check_twin(decoder)
+    name = attention_name(decoder)
+    if name not in ("sdpa", "eager"):
+        raise UnsupportedModelError(
+            f"attention implementation {name!r} takes no mask of single columns, which routed layers need; expected "
+            "'sdpa' or 'eager': model.set_attn_implementation('sdpa')"
+        )
 
 
 def check_call(decoder: Decoder, given: dict[str, Any], past: int) -> None:
