@@ -116,15 +116,20 @@ def read_branch(path: str | Path) -> tuple[dict[str, Tensor], BranchSettings, Mo
         raise BranchError(
             f"{path}: what it says of itself can't be read ({error}); the file was changed"
         ) from error
+    wrong = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if wrong:
+        raise BranchError(f"{path} has values that are not finite in {', '.join(wrong[:3])}; train it again")
     return tensors, settings, identity, provenance
 
 
-def _identity(values: Mapping[str, Any]) -> ModelIdentity:
+def _identity(values: Any) -> ModelIdentity:
     """A model's identity read from JSON.
 
     Raises:
         TypeError: a field is unknown, lacks, or is of another type.
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"its model is {str(values)[:200]!r}")
     for name, kind in (("model_id", str), ("model_type", str), ("hidden_size", int), ("num_layers", int)):
         if not isinstance(values.get(name), kind):
             raise TypeError(f"{name} is {str(values.get(name))[:200]!r}")

@@ -26,8 +26,8 @@ def check_decoder(decoder: Decoder) -> None:
     name = attention_name(decoder)
     if name not in ("sdpa", "eager"):
         raise UnsupportedModelError(
-            f"attention implementation {name!r} takes no mask of single columns, which routed layers need; expected "
-            "'sdpa' or 'eager': model.set_attn_implementation('sdpa')"
+            f"attention implementation {name!r} takes no mask of single columns, which routed layers need; use "
+            "'sdpa' or 'eager', as in model.set_attn_implementation('sdpa')"
         )
 
 

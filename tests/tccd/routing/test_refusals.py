@@ -115,5 +115,5 @@ def test_layers_that_are_not_self_attention_over_keys_of_their_own(model):
         Routed(other, 2)
     other = tiny("llava")
     other.config.text_config._attn_implementation = "flash_attention_2"
-    with pytest.raises(UnsupportedModelError, match="expected 'sdpa' or 'eager'"):
+    with pytest.raises(UnsupportedModelError, match="use 'sdpa' or 'eager'"):
         Routed(other, 2)
