@@ -67,7 +67,7 @@ def test_each_stream_runs_over_the_keys_that_it_may_see(monkeypatch: pytest.Monk
     layers, group = model.config.text_config.num_hidden_layers, 2
     prefill, decode = calls[: 2 * layers], calls[2 * layers :]
     assert prefill == [(n, n, False), (group * tail, n - image, True)] * layers
-    assert decode == [(1, n + 1, False), (group, n + 1 - image, True)] * layers
+    assert decode == [(group, n + 1, False), (group, n + 1 - image, True)] * layers
 
 
 def test_nothing_is_left_in_the_table_of_attention_functions() -> None:
