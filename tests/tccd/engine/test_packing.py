@@ -46,13 +46,17 @@ def queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bo
     """Of every attention call in a language model from now on: queries, keys, and whether it has a mask."""
     calls: list[tuple[int, int, bool]] = []
 
-    def noted(query: Any, keys: Any, values: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
-        if kwargs.get("is_causal") or attn_mask is not None or query.shape[2] == 1:
-            calls.append((query.shape[2], keys.shape[2], attn_mask is not None))
+    def ours(query: Any, keys: Any, values: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
+        calls.append((query.shape[2], keys.shape[2], attn_mask is not None))
         return sdpa(query, keys, values, attn_mask=attn_mask, **kwargs)
 
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", noted)
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    def theirs(query: Any, keys: Any, values: Any, **kwargs: Any) -> Any:
+        if kwargs["is_causal"]:  # not so in a vision tower
+            calls.append((query.shape[2], keys.shape[2], kwargs["attn_mask"] is not None))
+        return sdpa(query, keys, values, **kwargs)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", ours)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", theirs)
     return calls
 
 
