@@ -33,10 +33,7 @@ OUT = Path("out/speed/vllm.json")
 #: What CPU time is divided by, by the name of the ratio.
 BASES = {"over_idle": "idle", "over_vanilla": "vanilla"}
 #: Most that a ratio may be, in both phases.
-BARS = {
-    "over_idle": {"one_of_four": 1.20, "four_of_four": 1.20, "no_vision": 1.15},
-    "over_vanilla": {"idle": 1.02},
-}
+BARS = {"over_idle": {"one_of_four": 1.20, "four_of_four": 1.20}, "over_vanilla": {"idle": 1.02}}
 ALPHA_CD, ALPHA_INTERP = 1.0, 0.4
 Extra = dict[str, Any] | None
 CENTROID: Extra = {"tccd_alpha_cd": ALPHA_CD, "tccd_alpha_interp": ALPHA_INTERP}

@@ -1,4 +1,4 @@
-"""The scheduler against a worker that knows what every slot of the cache has to hold: `python -m ...fuzz BANK MODEL`.
+"""The scheduler against a worker that knows what every slot of the cache holds: `python -m ...fuzz BANK MODEL`.
 
 No model runs. The worker keeps, for each slot of the cache, a hash of all that a state there would depend on:
 every token up to it, images, and what states were moved with. Before a row runs, all slots that it would read are

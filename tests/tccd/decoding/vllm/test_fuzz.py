@@ -1,4 +1,4 @@
-"""No slot of the cache is read for what it does not hold, whatever comes when; and each guard is needed for that."""
+"""No slot of the cache is read for what it does not hold, whatever comes when; each guard is needed for that."""
 
 from __future__ import annotations
 
