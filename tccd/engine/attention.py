@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tccd.decoder import Decoder
@@ -147,7 +148,11 @@ class PackedAttention:
         at = self._step.n
         positions = kwargs.get("position_ids")
         plain = kwargs | ({"position_ids": positions[..., :at]} if isinstance(positions, Tensor) else {})
-        clean, *weights = original(module, query[:, :, :at], keys, values, mask, **plain)
+        if original is sdpa_attention_forward and at == 1 and query.device.type == "cpu":
+            # transformers' own call leaves grouped heads to torch, which takes several times as long on a CPU.
+            clean, weights = grouped_attention(query[:, :, :1], keys, values, mask, kwargs.get("scaling")), [None]
+        else:
+            clean, *weights = original(module, query[:, :, :at], keys, values, mask, **plain)
         found = [clean]
         for part, own in zip(self._step.active, self._cache.own, strict=True):
             found.append(self._stream(module, query[:, :, at : at + part.rows], part, own, kwargs))
@@ -209,14 +214,16 @@ def _is_same(one: Any, other: Any) -> bool:
     )
 
 
-def grouped_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+def grouped_attention(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
     """Attention of several query heads to each key head, without a copy of the keys for each of them.
 
     Args:
         query: shape (batch, heads, queries, width).
         keys, values: shape (batch, key heads, keys, width); `heads` is a multiple of `key heads`, and those that
             share a key head stand together.
-        mask: boolean, or added to the scores; shape (batch or 1, 1, queries, keys).
+        mask: boolean, or added to the scores; shape (batch or 1, 1, queries, keys). None where all is seen.
         scale: of the scores; None for 1 / sqrt(width).
 
     Returns:
@@ -226,6 +233,6 @@ def grouped_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor,
     shared = keys.shape[1]
     group = heads // shared
     query = query.reshape(batch, shared, group * queries, width)
-    mask = mask.repeat(1, 1, group, 1)
+    mask = None if mask is None else mask.repeat(1, 1, group, 1)
     found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
     return found.reshape(batch, heads, queries, -1).transpose(1, 2)

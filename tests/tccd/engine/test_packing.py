@@ -46,13 +46,17 @@ def queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bo
     """Of every attention call in a language model from now on: queries, keys, and whether it has a mask."""
     calls: list[tuple[int, int, bool]] = []
 
-    def noted(query: Any, keys: Any, values: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
-        if kwargs.get("is_causal") or attn_mask is not None or query.shape[2] == 1:
-            calls.append((query.shape[2], keys.shape[2], attn_mask is not None))
+    def ours(query: Any, keys: Any, values: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
+        calls.append((query.shape[2], keys.shape[2], attn_mask is not None))
         return sdpa(query, keys, values, attn_mask=attn_mask, **kwargs)
 
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", noted)
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    def theirs(query: Any, keys: Any, values: Any, **kwargs: Any) -> Any:
+        if kwargs["is_causal"]:  # not so in a vision tower
+            calls.append((query.shape[2], keys.shape[2], kwargs["attn_mask"] is not None))
+        return sdpa(query, keys, values, **kwargs)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", ours)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", theirs)
     return calls
 
 
@@ -67,7 +71,7 @@ def test_each_stream_runs_over_the_keys_that_it_may_see(monkeypatch: pytest.Monk
     layers, group = model.config.text_config.num_hidden_layers, 2
     prefill, decode = calls[: 2 * layers], calls[2 * layers :]
     assert prefill == [(n, n, False), (group * tail, n - image, True)] * layers
-    assert decode == [(1, n + 1, False), (group, n + 1 - image, True)] * layers
+    assert decode == [(group, n + 1, False), (group, n + 1 - image, True)] * layers
 
 
 def test_nothing_is_left_in_the_table_of_attention_functions() -> None:
