@@ -30,6 +30,6 @@ def warn_of_transformers() -> None:
         lowest, newest = TESTED
         warnings.warn(
             f"transformers {transformers.__version__} is newer than what tccd was tested with ({lowest} to "
-            f"{newest}); install a tested one (pip install 'transformers=={newest}.*'), or check the answers yourself",
+            f"{newest}); pip install 'transformers=={newest}.*', or check the answers",
             stacklevel=3,
         )
