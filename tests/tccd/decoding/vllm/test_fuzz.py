@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tccd.decoding.vllm.fuzz import MUTANTS
 from tests.tccd.decoding.vllm.host import ROOT
+from tests.tccd.decoding.vllm.mutants import MUTANTS
 from tests.tccd.decoding.vllm.test_refusals import environment
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
