@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # bad names are not to be looked up
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not survive a fork
 
-from tests.bad_inputs import banks, models, options, pictures, places, questions, reports
+from tests.bad_inputs import banks, coverage, models, options, pictures, places, questions, reports
 from tests.bad_inputs.case import Case, Outcome, run
 from tests.bad_inputs.world import ZOO, World
 
@@ -32,6 +32,7 @@ WARM = (
     "matplotlib.figure",
     "probes.advise",
     "probes.compare",
+    "probes.coverage.report",
     "probes.replacement",
     "probes.report",
     "sklearn.cluster",
@@ -39,7 +40,7 @@ WARM = (
     "tccd.centroids.fit",
     "tccd.decoding.huggingface",
 )
-GROUPS = (options, banks, models, questions, pictures, reports, places)
+GROUPS = (options, banks, models, questions, pictures, reports, places, coverage)
 
 
 def warm_up() -> None:
