@@ -40,7 +40,7 @@ test: $(TEST)/.installed
 # What touches transformers, without the slow tests and vLLM, under another release of it; with PYTHON=python3.12
 # under another Python, where its torch is to be had.
 test-fast: $(FAST)/.installed
-	$(FAST)/bin/python -m pytest -m "not slow and not vllm and not browser" tests/tccd/engine tests/tccd/decoding \
+	$(FAST)/bin/python -m pytest -m "not slow and not vllm and not browser" tests/tccd/engine tests/tccd/decoding tests/tccd/routing \
 		--ignore tests/tccd/decoding/vllm --ignore tests/tccd/decoding/test_real_models.py \
 		tests/tccd/test_decoder.py tests/tccd/test_modality.py $(ARGS)
 

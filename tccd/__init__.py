@@ -20,17 +20,21 @@ if TYPE_CHECKING:
         text_centroid,
         vision_centroid,
     )
+    from tccd.routing import Branch, Routed, load_branch
 
 __version__ = "0.1.0"
 __all__ = [
     "TCCD",
+    "Branch",
     "CentroidBank",
     "Contrast",
+    "Routed",
     "Rule",
     "TCCDConfig",
     "blank_image",
     "early_exit",
     "fit_bank",
+    "load_branch",
     "mean_vision",
     "no_vision",
     "noised_image",
@@ -54,6 +58,9 @@ _HOMES = {
     "other_prompt": "tccd.decoding.references",
     "text_centroid": "tccd.decoding.references",
     "vision_centroid": "tccd.decoding.references",
+    "Branch": "tccd.routing",
+    "Routed": "tccd.routing",
+    "load_branch": "tccd.routing",
 }
 
 

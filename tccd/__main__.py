@@ -12,6 +12,7 @@ from tccd.cli.bank import app as bank
 from tccd.cli.console import ReportingGroup
 from tccd.cli.fit import fit
 from tccd.cli.generate import generate
+from tccd.cli.route import app as route
 from tccd.verify.command import verify
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(fit)
 app.add_typer(probe, name="probe")
 app.command()(generate)
+app.add_typer(route, name="route")
 app.add_typer(bank, name="bank")
 app.command()(verify)
 
@@ -48,7 +50,7 @@ def tccd(
     \b
     Fit centroids for a model, measure what each modality is worth to it
     (probe), and decode with what the model would say without something taken
-    away (generate).
+    away (generate), or with the image out of the deep layers (route).
 
     \b
     Exit codes: 0; 1 for a failure; 2 for wrong usage. With --json a failure

@@ -30,6 +30,14 @@ class BankMismatchError(BankError):
     """A sound bank is used with a model, revision, width, modality or layer it was not fitted for."""
 
 
+class BranchError(TCCDError, ValueError):
+    """A file of a side branch is malformed, or holds no layer of the model's shape."""
+
+
+class BranchMismatchError(BranchError):
+    """A sound side branch is used with a model that it was not made for."""
+
+
 class FitError(TCCDError, ValueError):
     """K-means can't be fitted to these rows, or a harvest can't be resumed with these settings."""
 

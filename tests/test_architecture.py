@@ -20,7 +20,8 @@ ARROWS = {
     "tccd.data": set(),
     "tccd.centroids": {"tccd.data"},
     "tccd.decoding": {"tccd.engine", "tccd.centroids", "tccd.data"},
-    "tccd.cli": {"tccd.decoding", "tccd.centroids", "tccd.data"},
+    "tccd.routing": {"tccd.engine", "tccd.centroids", "tccd.data"},
+    "tccd.cli": {"tccd.decoding", "tccd.routing", "tccd.centroids", "tccd.data"},
     "tccd.verify": {"tccd.cli", "tccd.decoding", "tccd.centroids", "tccd.data"},
 }
 

@@ -23,6 +23,8 @@ MODULES = [
     "tccd.data.sample",
     "tccd.decoding.config",
     "tccd.decoding.huggingface",
+    "tccd.routing.columns",
+    "tccd.routing.routed",
     "eval.zoo",
 ]
 

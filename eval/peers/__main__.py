@@ -49,10 +49,13 @@ def scores(name: str, asked: Questions, out: Path, bar: Progress) -> Scores:
 
 
 def costs(file: Path) -> dict[str, float]:
-    """CPU time of a whole request over plain's, by method, as `python -m eval.speed transformers` measured it."""
+    """CPU time of a whole request over plain's by the same attention, by method.
+
+    As `python -m eval.speed transformers` measured it.
+    """
     if not file.exists():
         return {}
-    ratios: Mapping[str, float] = json.loads(file.read_text()).get("ratios", {}).get("request", {})
+    ratios: Mapping[str, float] = json.loads(file.read_text()).get("of_contrast", {}).get("request", {})
     return dict(ratios)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from eval.baselines.two_pass import two_pass
 from eval.speed.models import IMAGE
@@ -25,6 +28,7 @@ from tccd.decoding.references import (
     vision_centroid,
 )
 from tccd.engine import KeptImage, OtherPrompt
+from tccd.engine.attention import grouped_attention
 
 ALPHA_CD, ALPHA_INTERP, BETA, GATE = 1.0, 0.4, 0.1, "margin"
 
@@ -138,8 +142,13 @@ def methods(model: Any, bank: CentroidBank, layer: int, tokens: int) -> tuple[di
         contrast = Contrast(model, reference, weights=weights, alpha_cd=ALPHA_CD)
         return generate(inputs, stamps, custom_generate=contrast)
 
+    def grouped(inputs: dict[str, Tensor], stamps: Stamps) -> Any:
+        with grouped_heads():
+            return generate(inputs, stamps)
+
     found: dict[str, Method] = {
         "plain": generate,
+        "plain_grouped": grouped,
         "two_pass": in_two_passes,
         "tccd": partial(generate, custom_generate=tccd),
         "tccd_plausible": partial(generate, custom_generate=plausible),
@@ -150,6 +159,22 @@ def methods(model: Any, bank: CentroidBank, layer: int, tokens: int) -> tuple[di
     if find_spec("mitigv") is None:
         return found, {"mitigv_vcd": "not installed; pip install --no-deps mitigv"}
     return found | {"mitigv_vcd": partial(mitigv_vcd, model, tokens)}, {}
+
+
+@contextmanager
+def grouped_heads() -> Iterator[None]:
+    """Plain decoding with a token's attention as a session runs it on a CPU, so that only the contrast differs."""
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any) -> Any:
+        if query.shape[2] > 1:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+        return grouped_attention(query, key, value, attention_mask, more.get("scaling")), None
+
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def mitigv_vcd(model: Any, tokens: int, inputs: dict[str, Tensor], stamps: Stamps) -> Any:

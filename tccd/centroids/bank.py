@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tccd.atomic import write_atomic
-from tccd.centroids.bankfile import pack, typed, unpack
+from tccd.centroids.bankfile import pack, tccd_version, typed, unpack
 from tccd.centroids.belonging import check_belongs
 from tccd.centroids.entry import Entry, Key, key_name, key_names, parse_key
 from tccd.centroids.hub import download, upload
@@ -91,7 +90,7 @@ class CentroidBank:
         object.__setattr__(self, "tensors", dict(sorted(self.tensors.items())))
         object.__setattr__(self, "entries", dict(sorted(self.entries.items())))
         object.__setattr__(self, "provenance", dict(self.provenance))
-        object.__setattr__(self, "tccd_version", self.tccd_version or _tccd_version())
+        object.__setattr__(self, "tccd_version", self.tccd_version or tccd_version())
 
     # What it holds
 
@@ -352,10 +351,3 @@ def _file(path: Path) -> None:
         raise BankError(f"{path} is a folder; expected a file, or a folder with {BANK_FILE}")
     if not path.is_file():
         raise BankError(f"{path} does not exist; fit a bank first (tccd fit), or check the path")
-
-
-def _tccd_version() -> str:
-    try:
-        return version("tccd")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

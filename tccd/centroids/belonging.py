@@ -30,15 +30,8 @@ def check_belongs(bank: ModelIdentity, model: ModelIdentity, fitted_on: str | No
             f"the bank was fitted on {bank.model_id!r}, but --fitted-on (fitted_on) says {fitted_on[:200]!r}; "
             "give the name that the bank has, as tccd bank show tells it"
         )
-    shape = [
-        f"{name}: bank {one}, model {two}"
-        for name, one, two in (
-            ("width", bank.hidden_size, model.hidden_size),
-            ("number of layers", bank.num_layers, model.num_layers),
-        )
-        if one != two
-    ]
-    differ = shape or _weights(bank, model)
+    shape = _shape(bank, model, "bank")
+    differ = differences(bank, model)
     if not differ:
         return None
     copy = not shape and bank.model_type == model.model_type
@@ -53,13 +46,35 @@ def check_belongs(bank: ModelIdentity, model: ModelIdentity, fitted_on: str | No
     )
 
 
-def _weights(bank: ModelIdentity, model: ModelIdentity) -> list[str]:
+def differences(made_for: ModelIdentity, model: ModelIdentity, noun: str = "bank") -> list[str]:
+    """What says that a thing was made for another model; nothing where it belongs, by the rule of `check_belongs`.
+
+    Args:
+        made_for: the model that it was made for.
+        model: the model at hand.
+        noun: what the thing is called.
+    """
+    return _shape(made_for, model, noun) or _weights(made_for, model, noun)
+
+
+def _shape(bank: ModelIdentity, model: ModelIdentity, noun: str) -> list[str]:
+    return [
+        f"{name}: {noun} {one}, model {two}"
+        for name, one, two in (
+            ("width", bank.hidden_size, model.hidden_size),
+            ("number of layers", bank.num_layers, model.num_layers),
+        )
+        if one != two
+    ]
+
+
+def _weights(bank: ModelIdentity, model: ModelIdentity, noun: str) -> list[str]:
     """What says that these are other weights; nothing where they are taken for the same."""
-    names = f"model id: bank {bank.model_id!r}, model {model.model_id!r}"
+    names = f"model id: {noun} {bank.model_id!r}, model {model.model_id!r}"
     if bank.fingerprint and model.fingerprint:
         if bank.fingerprint == model.fingerprint:
             return []
-        found = [_prints("weights", bank, bank.fingerprint, model, model.fingerprint)]
+        found = [_prints("weights", noun, bank, bank.fingerprint, model, model.fingerprint)]
         if bank.revision and (bank.model_id, bank.revision) == (model.model_id, model.revision):
             found.append(
                 "the revision is the same, so they were quantised or changed as or after they were loaded"
@@ -68,14 +83,16 @@ def _weights(bank: ModelIdentity, model: ModelIdentity) -> list[str]:
     if bank.revision and model.revision:
         found = [names] if bank.model_id != model.model_id else []
         if bank.revision != model.revision:
-            found.append(f"revision: bank {bank.revision}, model {model.revision}")
+            found.append(f"revision: {noun} {bank.revision}, model {model.revision}")
         return found
     if bank.embedding and model.embedding:
         if bank.embedding == model.embedding:
             return []
-        return [_prints("embeddings", bank, bank.embedding, model, model.embedding)]
+        return [_prints("embeddings", noun, bank, bank.embedding, model, model.embedding)]
     return [names] if bank.model_id != model.model_id else []
 
 
-def _prints(what: str, bank: ModelIdentity, one: str, model: ModelIdentity, two: str) -> str:
-    return f"{what}: bank {bank.model_id!r} with fingerprint {one[:12]}, model {model.model_id!r} with {two[:12]}"
+def _prints(what: str, noun: str, bank: ModelIdentity, one: str, model: ModelIdentity, two: str) -> str:
+    return (
+        f"{what}: {noun} {bank.model_id!r} with fingerprint {one[:12]}, model {model.model_id!r} with {two[:12]}"
+    )

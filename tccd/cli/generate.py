@@ -289,14 +289,22 @@ def answer_all(
         check_context(loaded.model.config, inputs, names, max_new_tokens)
         # BatchFeature.to changes the precision of floating tensors alone.
         inputs = inputs.to(loaded.model.device, loaded.model.dtype)
-        plain = _decode(loaded, inputs, max_new_tokens)
+        plain = decode(loaded, inputs, max_new_tokens)
         door = contrast(Batch(loaded.processor, images, prompts, inputs))
-        contrasted = _decode(loaded, inputs, max_new_tokens, custom_generate=door)
+        contrasted = decode(loaded, inputs, max_new_tokens, custom_generate=door)
         for question, one, other in zip(batch, plain, contrasted, strict=True):
             yield Answer(question, one, other)
 
 
-def _decode(loaded: Loaded, inputs: Any, max_new_tokens: int, **door: Any) -> list[str]:
+def decode(loaded: Loaded, inputs: Any, max_new_tokens: int, **door: Any) -> list[str]:
+    """Greedy answers to an encoded batch.
+
+    Args:
+        loaded: model and processor.
+        inputs: what `encode` returned.
+        max_new_tokens: of each answer.
+        door: `custom_generate`, where there is one.
+    """
     tokens = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **door)
     new = tokens[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]

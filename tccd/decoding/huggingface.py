@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
-import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Any, Self, Unpack
-
-from torch import Tensor
-from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerationMixin
+from typing import Any, Unpack
 
 from tccd.centroids.bank import CentroidBank
 from tccd.decoder import find_decoder
@@ -22,18 +13,11 @@ from tccd.decoding.references import centroid_erasure, text_layer
 from tccd.decoding.session import Contrasted, ContrastSession
 from tccd.engine.reference import Reference
 from tccd.engine.support import check_model
-from tccd.errors import ConfigError, UnsupportedModelError
-
-_MODES = (
-    GenerationMode.GREEDY_SEARCH,
-    GenerationMode.SAMPLE,
-    GenerationMode.BEAM_SEARCH,
-    GenerationMode.BEAM_SAMPLE,
-    GenerationMode.ASSISTED_GENERATION,
-)
+from tccd.errors import ConfigError
+from tccd.generation import Door
 
 
-class Contrast:
+class Contrast(Door):
     """Contrastive decoding of a transformers vision-language model with any reference, or with several.
 
     Every token is drawn from `clean + alpha_cd * (clean - reference)`, or from `clean + alpha_cd * (the sum of
@@ -86,13 +70,12 @@ class Contrast:
     def _set_up(
         self, model: Any, references: tuple[Reference, ...], rule: Rule, weights: Sequence[float] | None = None
     ) -> None:
-        self.model = model
+        Door.__init__(self, model)
         self.decoder = find_decoder(model)
         self.references = tuple(one.bind(self.decoder) for one in references)
         self.weights = _weights(references, weights)
         self.rule = rule
         check_model(self.decoder)
-        self._local = threading.local()
 
     def __repr__(self) -> str:
         weighted = "" if set(self.weights) == {1.0} else f", weights={self.weights}"
@@ -105,70 +88,11 @@ class Contrast:
         session = getattr(self._local, "last", None)
         return [] if session is None else session.trace
 
-    def __call__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: Any = None,
-        stopping_criteria: Any = None,
-        generation_config: Any = None,
-        inputs_tensor: Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> Any:
-        """The `custom_generate` door; transformers' `generate` calls it with everything prepared."""
-        self._check_same(model)
-        dropped = _dropped_by_generate(model)
-        mode = generation_config.get_generation_mode(dropped.get("assistant_model"))
-        if mode not in _MODES:
-            raise UnsupportedModelError(
-                f"generation mode {mode.value!r}; TCCD decodes {', '.join(m.value for m in _MODES)}"
-            )
-        if generation_config.prefill_chunk_size is not None:
-            raise UnsupportedModelError("prefill_chunk_size splits the prompt; TCCD needs it in one forward")
-        if getattr(generation_config, "assistant_early_exit", None) is not None:
-            raise UnsupportedModelError("assistant_early_exit drafts from inside the model's own layers")
-        generation_config.disable_compile = True
-        if mode == GenerationMode.ASSISTED_GENERATION:
-            model_kwargs |= dropped | {"inputs_tensor": inputs_tensor}
-        elif dropped.get("streamer") is not None:
-            if mode in (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE):
-                raise UnsupportedModelError("a streamer can't be used with beam search; set num_beams=1")
-            model_kwargs["streamer"] = dropped["streamer"]
-        decode = getattr(type(model), GENERATION_MODES_MAPPING[mode])
-        with self.session(prompt_length=input_ids.shape[1]).active():
-            return decode(
-                model,
-                input_ids,
-                logits_processor=logits_processor,
-                stopping_criteria=stopping_criteria,
-                generation_config=generation_config,
-                **model_kwargs,
-            )
-
     def session(self, prompt_length: int | None = None) -> ContrastSession:
         """A fresh decoding session; `trace` shows the last one of this thread."""
         session = ContrastSession(self.decoder, self.references, self.rule, self.weights, prompt_length)
         self._local.last = session
         return session
-
-    def __enter__(self) -> Self:
-        """Contrast every call of the model in this thread until the block ends."""
-        stack = self._stack()
-        context = self.session().active()
-        context.__enter__()
-        stack.append(context)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the model as it was."""
-        self._stack().pop().__exit__(kind, error, trace)
-
-    def _stack(self) -> list[AbstractContextManager[Any]]:
-        if not hasattr(self._local, "stack"):
-            self._local.stack = []
-        return self._local.stack
 
     def logits_processor(self) -> TCCDLogitsProcessor:
         """The processor door: a new processor, for one `generate` call in this thread.
@@ -180,19 +104,6 @@ class Contrast:
         session = WatchingSession(self.decoder, self.references, self.rule, self.weights)
         self._local.last = session
         return TCCDLogitsProcessor(session)
-
-    def _check_same(self, model: Any) -> None:
-        if model is self.model:
-            return
-        ours, name = type(self.model).__name__, type(self).__name__
-        if any(model is part for part in self.model.modules()):
-            raise UnsupportedModelError(
-                f"{ours} hands generation over to its {type(model).__name__}, which is given the image without "
-                f"token ids; {name} reads the image's place from token ids, so it can't follow"
-            )
-        raise ConfigError(
-            f"this {name} was made for another {ours} than the one that generates; make one for each model"
-        )
 
 
 class TCCD(Contrast):
@@ -258,17 +169,3 @@ def _weights(references: Sequence[Reference], weights: Sequence[float] | None) -
             "finite number other than 0 for each: leave a reference out rather than give it 0"
         )
     return tuple(float(weight) for weight in given)
-
-
-def _dropped_by_generate(model: Any) -> dict[str, Any]:
-    """What `generate` was given and does not hand to a `custom_generate` callable.
-
-    transformers 5.16 to 5.19 pass such a callable neither the streamer nor the assistant model, and no other
-    place holds them than the caller's frame. Found there or nowhere: another caller means a direct call.
-    """
-    frame = sys._getframe(2)
-    if frame.f_code is not inspect.unwrap(GenerationMixin.generate).__code__:
-        return {}
-    names = ("streamer", "assistant_model", "synced_gpus")
-    found = {name: frame.f_locals.get(name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}

@@ -12,6 +12,7 @@ How it works, in the order to read it:
 - `shadow` and `other_prompt`: the model's own forward a second time a step, on a prompt of other words.
 - `packing` and `masks`: the columns `[clean | twin ...]` of one forward, which of them see which, and the cache
   that takes each to its place.
+- `attention`: one call of transformers' attention function for the clean columns, one for each stream.
 - `installation`: how the model is held while a session is open, and let go.
 - `embeddings`: what the model makes of another picture before its first layer.
 - `support`: what the engine is not exact for, refused before the first token.

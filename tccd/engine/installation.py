@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tccd.decoder import Decoder, is_attention
+from tccd.engine.attention import dispatch_attention
 
 
 class Guest(Protocol):
@@ -145,6 +146,7 @@ class _Installation:
                     self._wrap(module, lambda s, f, a, k, at=at: s.run_attention(at, f, a, k))
         self._wrap(decoder.norm, lambda s, f, a, k: s.run_norm(f, *a, **k))
         self._wrap(decoder.head, lambda s, f, a, k: s.run_head(f, *a, **k))
+        self._undo.append(dispatch_attention(decoder))
         before = decoder.model.register_forward_pre_hook(_before_forward, with_kwargs=True)
         after = decoder.model.register_forward_hook(_after_forward)
         self._undo += [before.remove, after.remove]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from tccd.engine import masks
 from tccd.engine.reference import Part, Rider
 from tccd.engine.streams import StreamPart
 from tccd.errors import UnsupportedModelError
+
+#: The rows of matrix products over a prompt are a multiple of this many. Some other numbers take a quarter longer
+#: per row: 722 rows in bf16 on a CPU.
+EVEN_ROWS = 4
+
+#: Keys and values, each of shape (batch, heads, columns, head width).
+Pair = tuple[Tensor, Tensor]
 
 
 class Step:
@@ -30,6 +37,7 @@ class Step:
         cache: the model's cache, once it is known.
         dtype: of attention, for a mask that adds to scores.
         active: the twins packed into the layer call that runs now.
+        padding: columns behind them that nobody reads, so that matrix products get an even number of rows.
     """
 
     def __init__(self, past: int, n: int, parts: list[Part], cache: Cache | None) -> None:
@@ -41,6 +49,7 @@ class Step:
         self.twins = [part for part in parts if isinstance(part, StreamPart)]
         self.cache = cache
         self.active: list[StreamPart] = []
+        self.padding = 0
         self._packed: Tensor | None = None
         self._clean: Tensor | None = None
         self._memo: dict[tuple[Any, ...], tuple[Any, Any]] = {}
@@ -52,26 +61,36 @@ class Step:
         """Pack the twins begun below `layer` (all of them for None) from now on; False if they run no row."""
         self._layer = layer
         self.active = [p for p in self.twins if layer is None or p.stream.reference.layer < layer]
-        return any(part.rows for part in self.active)
+        rows = sum(part.rows for part in self.active)
+        batch = len(self.active[0].stream.columns.start) if self.active else 1
+        # The same for every layer: what the parts run is known before the first.
+        self.padding = (
+            -(self.n + rows) % max(1, EVEN_ROWS // math.gcd(EVEN_ROWS, batch)) if rows and self.prefill else 0
+        )
+        self.padding = min(self.padding, self.n)
+        return rows > 0
+
+    @property
+    def width(self) -> int:
+        """Columns of the layer call that runs now."""
+        return self.n + sum(part.rows for part in self.active) + self.padding
 
     def pack(self, clean: Tensor) -> Tensor:
-        """States [clean | twins ...], shape (batch, n + rows, hidden), without a copy if they stand so."""
-        width = self.n + sum(part.rows for part in self.active)
+        """States [clean | twins ... | padding], shape (batch, width, hidden), without a copy if they stand so."""
         if clean is not self._clean:
             self._follow(clean)
-        elif self._packed is not None and self._packed.shape[1] == width:
+        elif self._packed is not None and self._packed.shape[1] == self.width:
             return self._packed
-        return torch.cat([clean, *(on(part.hidden, clean) for part in self.active)], 1)
+        return torch.cat([clean, *(on(part.hidden, clean) for part in self.active), clean[:, : self.padding]], 1)
 
     def stand_in(self, layer: int, hidden: Tensor | None) -> None:
         """Put into what a layer's attention is given the states of stand-ins that it runs.
 
         Args:
             layer: its index.
-            hidden: shape (batch, n + rows, hidden); changed in place, in rows that nothing else is made of.
+            hidden: shape (batch, width, hidden); changed in place, in rows that nothing else is made of.
         """
-        width = self.n + sum(part.rows for part in self.active)
-        if hidden is None or hidden.shape[1] != width:
+        if hidden is None or hidden.shape[1] != self.width:
             return
         at = self.n
         for part in self.active:
@@ -108,13 +127,14 @@ class Step:
         return self._clean
 
     def arguments(
-        self, index: int, kwargs: dict[str, Any], follows: Callable[[str, bool], bool]
+        self, index: int, kwargs: dict[str, Any], apart: bool, follows: Callable[[str, bool], bool]
     ) -> dict[str, Any]:
         """The keyword arguments of layer `index` for packed states.
 
         Args:
             index: the layer.
             kwargs: its arguments for the clean ones.
+            apart: whether its attention runs each stream by itself, and so wants the clean ones' mask.
             follows: told the name of an unknown argument, and whether this is the prompt; says whether it has one
                 row a token.
 
@@ -123,8 +143,10 @@ class Step:
         """
         packed = {}
         for name, value in kwargs.items():
-            if name == "attention_mask":
-                sizes = self._kv_sizes(index)
+            if name == "attention_mask" and apart:
+                packed[name] = value
+            elif name == "attention_mask":
+                sizes = self.kv_sizes(index)
                 packed[name] = self._once(name, value, sizes, partial(self._mask, *sizes))
             elif name.startswith("position_embeddings"):
                 packed[name] = self._once(name, value, None, partial(self._columns, -2))
@@ -136,23 +158,34 @@ class Step:
                 packed[name] = value
         return packed
 
-    def streams_apart(self, keys: int) -> list[tuple[int, int, int]]:
-        """Of several streams in a prompt, each one's rows, its own keys and the clean keys that any of its rows
-        may
-        see; none where one stream runs alone.
+    def mask_of(
+        self, sizes: tuple[int, int], mask: Any, window: int | None, part: StreamPart
+    ) -> tuple[list[slice], Tensor]:
+        """Which clean keys a stream's attention runs over, and its mask over these and its own; made once for all
+        layers that share theirs.
 
         Args:
-            keys: of the packed call, the streams' own included.
+            sizes: of the layer's cache, by `kv_sizes` before the layer ran.
+            mask: its mask for the clean columns.
+            window: of its keys a query sees so many, where the mask does not say so; None for all.
+            part: the stream's.
         """
-        if not self.prefill or len(self.active) < 2:
-            return []
-        clean = keys - sum(part.keys for part in self.active)
-        if clean != self.n:  # a cache that holds fewer or more columns than the prompt
-            return []
-        for part in self.active:
-            if id(part) not in self._prefixes:  # asked once, as an accelerator has to be waited for
-                self._prefixes[id(part)] = min(int(part.stream.columns.start.max()), self.n)
-        return [(part.rows, part.keys, self._prefixes[id(part)]) for part in self.active]
+        made = partial(self._mask_of, part, window, *sizes)
+        return self._once(f"of {part.number} within {window}", mask, sizes, made)
+
+    def _mask_of(
+        self, part: StreamPart, window: int | None, kv_length: int, kv_offset: int, mask: Any
+    ) -> tuple[list[slice], Tensor]:
+        ranges = part.stream.columns.shared or ((0, kv_offset + kv_length),)
+        found = [(max(0, a - kv_offset), min(b - kv_offset, kv_length)) for a, b in ranges]
+        shared = [slice(a, b) for a, b in found if a < b]
+        clean = self._boolean(kv_length, kv_offset, mask)
+        if window is not None:
+            clean = clean & masks.within(window, self.n, self.past, kv_length, kv_offset, clean.device)
+        seen = masks.seen_by(clean, part.stream.columns, part.queries, self.past, kv_offset)
+        visible = torch.cat([*(seen.clean[..., where] for where in shared), seen.own], -1)
+        added = None if seen.added is None else pad(seen.added, (visible.shape[-1] - seen.added.shape[-1], 0))
+        return shared, self._as_scores(visible, added, mask)
 
     def _once(self, name: str, value: Any, sizes: Any, make: Callable[[Any], Any]) -> Any:
         # Layers of one kind share their arguments, so one packing a forward and kind is enough. The value is
@@ -174,32 +207,42 @@ class Step:
             if part.stand_in is not None:
                 pieces.append(_column_of_each_row(value, dim, part.stand_in.at.to(value.device)))
             pieces.append(value.narrow(dim, self.n - part.queries, part.queries))
+        pieces.append(value.narrow(dim, 0, self.padding))
         batch = max(piece.shape[dim - 1] for piece in pieces) if value.ndim >= 1 - dim else 1
         if batch > 1:
             pieces = [piece.expand(*piece.shape[: dim - 1], batch, *piece.shape[dim:]) for piece in pieces]
         return torch.cat(pieces, dim)
 
-    def _mask(self, kv_length: int, kv_offset: int, mask: Any) -> Tensor:
+    def _boolean(self, kv_length: int, kv_offset: int, mask: Any) -> Tensor:
         if mask is None:
-            device = self.twins[0].own.device
-            clean = masks.causal(self.n, self.past, kv_length, kv_offset, device)
-        elif isinstance(mask, Tensor) and mask.ndim == 4:
-            clean = mask if mask.dtype == torch.bool else mask == 0
-        else:
-            raise UnsupportedModelError(
-                f"attention mask of kind {type(mask).__name__}; load the model with "
-                "attn_implementation='sdpa' or 'eager'"
-            )
-        columns = [(part.stream.columns, part.queries) for part in self.active]
-        packed, added = masks.packed(clean, columns, self.past, kv_offset)
-        boolean = mask is None or mask.dtype == torch.bool
-        if boolean and added is None:
-            return packed
-        dtype = self.dtype if boolean else mask.dtype
-        additive = torch.zeros_like(packed, dtype=dtype) if added is None else added.to(dtype)
-        return additive.masked_fill_(~packed, torch.finfo(dtype).min)
+            return masks.causal(self.n, self.past, kv_length, kv_offset, self.twins[0].own.device)
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            return mask if mask.dtype == torch.bool else mask == 0
+        if isinstance(mask, Tensor) and mask.ndim == 2:  # flash attention's: which keys are no padding
+            real = pad(mask.bool(), (0, kv_length - mask.shape[1]))
+            return masks.causal(self.n, self.past, kv_length, kv_offset, mask.device) & real[:, None, None]
+        raise UnsupportedModelError(
+            f"attention mask of kind {type(mask).__name__}; load the model with "
+            "attn_implementation='sdpa', 'eager' or 'flash_attention_2'"
+        )
 
-    def _kv_sizes(self, index: int) -> tuple[int, int]:
+    def _mask(self, kv_length: int, kv_offset: int, mask: Any) -> Tensor:
+        columns = [(part.stream.columns, part.queries) for part in self.active]
+        packed, added = masks.packed(self._boolean(kv_length, kv_offset, mask), columns, self.past, kv_offset)
+        packed = torch.cat([packed, packed[:, :, : self.padding]], 2)
+        if added is not None:
+            added = torch.cat([added, added[:, :, : self.padding]], 2)
+        return self._as_scores(packed, added, mask)
+
+    def _as_scores(self, seen: Tensor, added: Tensor | None, like: Tensor | None) -> Tensor:
+        boolean = like is None or like.ndim == 2 or like.dtype == torch.bool
+        if boolean and added is None:
+            return seen
+        dtype = self.dtype if like is None or boolean else like.dtype
+        scores = torch.zeros_like(seen, dtype=dtype) if added is None else added.to(dtype)
+        return scores.masked_fill(~seen, torch.finfo(dtype).min)
+
+    def kv_sizes(self, index: int) -> tuple[int, int]:
         """Clean keys that layer `index` will see, and the column of the first."""
         layers = [] if self.cache is None else self.cache.layers
         if index >= len(layers) or isinstance(layers[index], Rider):
@@ -230,23 +273,30 @@ class PackedCache:
     Args:
         step: the forward.
         index: the layer.
+        apart: whether its attention runs each stream by itself, and so wants the clean keys alone.
 
     Attributes:
         updated: whether the layer has used it.
+        clean: the clean keys and values that its queries may see.
+        own: by stream, its own.
+        given: what the layer got.
     """
 
-    def __init__(self, step: Step, index: int) -> None:
-        self._step, self._index = step, index
+    def __init__(self, step: Step, index: int, apart: bool) -> None:
+        self._step, self._index, self._apart = step, index, apart
         self.updated = False
+        self.clean: Pair
+        self.own: list[Pair] = []
+        self.given: Pair | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step.cache, name)
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Keep the [clean | twins ...] columns where each belongs, and return all that the queries may see.
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Pair:
+        """Keep the [clean | twins ...] columns where each belongs, and return what attention is to be given.
 
         Args:
-            keys, values: shape (batch, heads, n + rows, head width).
+            keys, values: shape (batch, heads, width, head width).
             layer_idx: the layer that calls.
             args, kwargs: handed on to the model's cache.
         """
@@ -255,7 +305,7 @@ class PackedCache:
             raise UnsupportedModelError(f"decoder layer {self._index} writes the cache of layer {layer_idx}")
         self.updated = True
         clean = keys[:, :, :at], values[:, :, :at]
-        seen = [clean if step.cache is None else step.cache.update(*clean, layer_idx, *args, **kwargs)]
+        self.clean = clean if step.cache is None else step.cache.update(*clean, layer_idx, *args, **kwargs)
         for part in step.active:
             own = keys[:, :, at : at + part.rows], values[:, :, at : at + part.rows]
             at += part.rows
@@ -264,62 +314,18 @@ class PackedCache:
             elif part.given is not None:
                 before = part.given.layers[layer_idx]
                 own = torch.cat([before[0], own[0]], 2), torch.cat([before[1], own[1]], 2)
-            seen.append(own)
-        self._erased_keys = sum(k.shape[2] for k, _ in seen[1:])
-        return torch.cat([k for k, _ in seen], 2), torch.cat([v for _, v in seen], 2)
+            self.own.append(own)
+        seen = [self.clean, *self.own]
+        self.given = (
+            self.clean if self._apart else (torch.cat([k for k, _ in seen], 2), torch.cat([v for _, v in seen], 2))
+        )
+        return self.given
 
     def plain_weights(self, weights: Tensor) -> Tensor:
         """The clean stream's part of attention weights, shape (batch, heads, queries, keys)."""
-        queries = weights.shape[2] - sum(part.rows for part in self._step.active)
-        return weights[:, :, :queries, : weights.shape[3] - self._erased_keys]
-
-
-class CausalFirst(TorchFunctionMode):
-    """While on, sdpa of a packed prompt runs as a call for the clean columns, and one for the erased or for each
-    of several streams.
-
-    In one call under the packed mask each clean query scores every key, twice the causal kernel's work, and
-    streams score each other's keys. Calls under any other mask stay as they are; eager attention makes none.
-
-    Args:
-        n: clean columns.
-        mask: the packed mask.
-        causal: whether its clean part is causal and nothing else.
-        streams: of each stream, its rows, how many keys of its own and how many clean keys they may see; none for
-            one call for all of them.
-    """
-
-    def __init__(
-        self, n: int, mask: Tensor, causal: bool = True, streams: Sequence[tuple[int, int, int]] = ()
-    ) -> None:
-        super().__init__()
-        self._n, self._mask, self._causal, self._streams = n, mask, causal, streams
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        ours = func is scaled_dot_product_attention and kwargs.get("attn_mask") is self._mask
-        if not ours or len(args) != 3:
-            return func(*args, **kwargs)
-        n, (query, *seen), mask = self._n, args, self._mask
-        first = seen[0].shape[2] - sum(keys for _, keys, _ in self._streams)  # key of the first stream's own
-        if self._causal:
-            only = kwargs | {"attn_mask": None, "is_causal": True}
-            found = [func(query[:, :, :n], *(x[:, :, :n] for x in seen), **only)]
-        else:
-            only = kwargs | {"attn_mask": mask[:, :, :n, :first]}
-            found = [func(query[:, :, :n], *(x[:, :, :first] for x in seen), **only)]
-        if not self._streams:
-            found.append(func(query[:, :, n:], *seen, **kwargs | {"attn_mask": mask[:, :, n:]}))
-        row, own = n, first
-        for rows, own_keys, prefix in self._streams:
-            keys = [torch.cat([x[:, :, :prefix], x[:, :, own : own + own_keys]], 2) for x in seen]
-            under = mask[:, :, row : row + rows]
-            under = torch.cat([under[..., :prefix], under[..., own : own + own_keys]], -1)
-            found.append(func(query[:, :, row : row + rows], *keys, **kwargs | {"attn_mask": under}))
-            row, own = row + rows, own + own_keys
-        return torch.cat(found, 2)
+        if self._apart:
+            return weights
+        return weights[:, :, : self._step.n, : weights.shape[3] - sum(k.shape[2] for k, _ in self.own)]
 
 
 def on(value: Tensor | None, like: Tensor) -> Tensor:

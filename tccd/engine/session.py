@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,9 @@ from transformers.cache_utils import Cache
 from tccd.decoder import Decoder, first_tensor, replace_first
 from tccd.engine import masks
 from tccd.engine.arguments import by_name, cache_from, cache_of, follows_tokens, with_cache
+from tccd.engine.attention import PackedAttention, attention_name, run_apart, runs_apart
 from tccd.engine.installation import running, session_of
-from tccd.engine.packing import CausalFirst, PackedCache, Step, is_suffix, on
+from tccd.engine.packing import PackedCache, Step, is_suffix, on
 from tccd.engine.reference import EMBEDDINGS, Part, Reference, detach
 from tccd.engine.support import (
     check_cache,
@@ -220,13 +221,20 @@ class Session:
             self._check_prefix(step.active[0].stream.columns.start, forward, clean, kwargs)
             self._prefix_checked = True
         step.dtype = _attention_dtype(clean)
-        cache = PackedCache(step, index)
-        packed = step.arguments(index, kwargs, partial(self._follows, index, forward, clean, kwargs))
-        causal = kwargs.get("attention_mask") is None
-        apart = step.streams_apart(int(packed["attention_mask"].shape[-1]))
-        split = step.prefill and (causal or apart)
-        with CausalFirst(step.n, packed["attention_mask"], causal, apart) if split else nullcontext():
+        apart = runs_apart(self.decoder, index)
+        cache = PackedCache(step, index, apart)
+        packed = step.arguments(index, kwargs, apart, partial(self._follows, index, forward, clean, kwargs))
+        mask, name = packed["attention_mask"], attention_name(self.decoder)
+        with PackedAttention(step, cache, index, mask, apart, name) as attention:
             output = forward(step.pack(clean), **with_cache(packed, cache))
+        if attention.seen:
+            run_apart(self.decoder, index)
+        elif apart:
+            raise UnsupportedModelError(
+                f"decoder layer {index} did not run its attention ({name}) with what it was given, so its erased "
+                "stream is lost; load the model with attn_implementation='eager', or use a new TCCD after "
+                "model.set_attn_implementation(...)"
+            )
         if not step.stood_in(index):
             raise UnsupportedModelError(
                 f"decoder layer {index} did not run its attention as expected, so a mean image can't stand in it"

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from tccd.decoder import Decoder
-from tccd.engine.masks import Columns
+from tccd.engine.masks import Columns, runs
 from tccd.engine.reference import EMBEDDINGS, Part, Reference, Rider, asked, riders
 from tccd.engine.stand_ins import Given, MeanColumn, StandIns
 from tccd.engine.support import check_twin
@@ -27,6 +27,9 @@ from tccd.modality import ModalityMap
 
 #: Start of a row that a twin leaves alone: beyond any sequence.
 NEVER = 2**62
+
+#: More ranges of columns than this are taken as one.
+MOST_RANGES = 8
 
 
 @dataclass(frozen=True)
@@ -194,11 +197,6 @@ class StreamPart(Part):
         """How many rows the layers run for it: its columns, and a stand-in before them."""
         return self.queries + (self.stand_in is not None)
 
-    @property
-    def keys(self) -> int:
-        """How many keys it brings to the forward that holds the prompt."""
-        return self.queries + self.stream.columns.width
-
     def after(self, layer: int, clean: Tensor, found: dict[Any, Tensor]) -> None:
         """Start from the clean states that it shares, where it departs."""
         if self.stream.reference.layer != layer:
@@ -260,11 +258,29 @@ def begin(reference: Twin, owner: object, number: int, modalities: ModalityMap) 
     layout = reference.layout(modalities)
     first = min(int(layout.start.min()), n)
     where = None if layout.replaced is None else layout.replaced[:, first:]
-    stream = Stream(reference, Columns(layout.start, first, layout.hidden, layout.stand_ins))
+    shared = shared_columns(layout.start, layout.hidden, n)
+    stream = Stream(reference, Columns(layout.start, first, layout.hidden, layout.stand_ins, shared))
     part = _part(stream, owner, number, n - first, n, where, asked(modalities)[:, first:])
     part.stand_in = layout.stand_ins if isinstance(layout.stand_ins, MeanColumn) else None
     part.given = layout.stand_ins if isinstance(layout.stand_ins, Given) else None
     return part
+
+
+def shared_columns(start: Tensor, hidden: Tensor | None, n: int) -> tuple[tuple[int, int], ...]:
+    """Ranges of columns outside which no query of a stream sees a clean key.
+
+    Args:
+        start: first own column of each row, shape (batch,).
+        hidden: columns that are hidden from the stream, shape (batch, n); None for none.
+        n: columns of the prompt.
+    """
+    seen = torch.arange(n, device=start.device)[None] < start[:, None]
+    if hidden is not None:
+        seen = seen & ~hidden
+    found = runs(seen.any(0))
+    if bool((start == NEVER).any()):  # a row that is left alone goes on to see what is generated
+        found = *found[:-1], (found[-1][0] if found else 0, NEVER)
+    return found if len(found) <= MOST_RANGES else ((found[0][0], found[-1][1]),)
 
 
 def resume(reference: Twin, owner: object, number: int, cache: Cache, past: int, ids: Tensor) -> StreamPart:

@@ -15,6 +15,9 @@ from tccd.decoder import Decoder, cross_attention, first_tensor
 from tccd.engine.arguments import cache_of, with_cache
 from tccd.errors import TCCDError, UnsupportedModelError
 
+#: Attention that twins run beside, as transformers' configs name it.
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+
 
 def check_model(decoder: Decoder) -> None:
     """Refuse a model that no reference can run beside.
@@ -35,15 +38,15 @@ def check_twin(decoder: Decoder) -> None:
     """Refuse a model whose layers can't run columns of a twin behind the clean ones.
 
     Raises:
-        UnsupportedModelError: neither sdpa nor eager attention, or layers that are not self-attention over keys of
-            their own.
+        UnsupportedModelError: an attention that was not checked, or layers that are not self-attention over keys
+            of their own.
     """
     model: Any = decoder.model
     text = model.config.get_text_config()
     attention = getattr(text, "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
+    if attention not in ATTENTION:
         raise UnsupportedModelError(
-            f"attention implementation {attention!r}; TCCD is exact with 'sdpa' and 'eager': "
+            f"attention implementation {attention!r}; TCCD is exact with {', '.join(map(repr, ATTENTION))}: "
             "model.set_attn_implementation('sdpa')"
         )
     _check_layers(decoder)

@@ -31,6 +31,7 @@ class World:
         photos: a folder of pictures to fit on.
         manifest: questions about other pictures.
         bank, other_bank: of the two models.
+        branch: of the first, and `training` the folder of its state.
         mean: a bank of the model's vision mean alone.
         report, other_report: folders of two probes.
         arrays: centroids as .npz.
@@ -85,6 +86,9 @@ class World:
         self._control("bank show", ["bank", "show", self.bank])
         self._control("bank verify", ["bank", "verify", self.bank, "--model", self.model])
         self._control("import-npz", self.import_npz())
+        self.branch, self.training = folder / "branch.safetensors", folder / "training"
+        self._control("route train", self.route_train(out=self.branch, work_dir=self.training))
+        self._control("route generate", self.route_generate())
         self.unfinished = self._kill_a_probe(folder / "unfinished-report")
 
     # -- commands --------------------------------------------------------------------------------------
@@ -113,6 +117,16 @@ class World:
         """`tccd bank import-npz`; options as for `fit`."""
         given = {"model": self.model, "layers": "text=1,vision=2", "out": self.fresh() / "bank.safetensors"}
         return [*_command("bank import-npz", given | options), str(file or self.arrays)]
+
+    def route_train(self, **options: Any) -> list[str]:
+        """`tccd route train`; options as for `fit`."""
+        given = {"model": self.model, "data": self.manifest, "limit": 4, "split_layer": 2}
+        return _command("route train", given | {"out": self.fresh() / "branch.safetensors"} | options)
+
+    def route_generate(self, **options: Any) -> list[str]:
+        """`tccd route generate`; options as for `fit`."""
+        given = {"model": self.model, "branch": self.branch, "image": self.picture, "prompt": "is there a circle?"}
+        return _command("route generate", given | {"max_new_tokens": 2} | options)
 
     # -- material --------------------------------------------------------------------------------------
 

@@ -202,7 +202,7 @@ def test_page_holds_every_method_and_is_drawn(tmp_path):
 
 def test_costs_are_those_of_the_speed_benchmark(tmp_path):
     file = tmp_path / "speed.json"
-    file.write_text(json.dumps({"ratios": {"prefill": {"tccd": 9}, "request": {"tccd": 1.05}}}))
+    file.write_text(json.dumps({"of_contrast": {"prefill": {"tccd": 9}, "request": {"tccd": 1.05}}}))
     assert command.costs(file) == {"tccd": 1.05}
     assert command.costs(tmp_path / "none.json") == {}
 

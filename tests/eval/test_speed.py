@@ -56,13 +56,15 @@ def test_benchmark_runs_on_a_small_model() -> None:
     )  # fmt: skip
     assert seen == [1, 2]
     json.loads(json.dumps(found, allow_nan=False))
-    ours = {"plain", "two_pass", "tccd", "tccd_plausible", "tccd_gated", "tccd_processor"}
+    ours = {"plain", "plain_grouped", "two_pass", "tccd", "tccd_plausible", "tccd_gated", "tccd_processor"}
     ours |= set(ways.references(small_bank(small_model()), 1))
     assert ours | {"mitigv_vcd"} == set(found["batches"]["1"]["methods"]) | set(found["not_run"])
     assert set(speed.LIMIT_OF) <= ours
+    assert ours >= speed.TWINS
     for phase in ("prefill", "decode", "request"):
         assert ours <= set(found["ratios"][phase])
-        assert found["ratios"][phase]["plain"] == 1
+        assert found["ratios"][phase]["plain"] == found["of_contrast"][phase]["plain"] == 1
+        assert set(found["of_contrast"][phase]) == set(found["ratios"][phase])
         assert all(math.isfinite(x) and x > 0 for x in found["ratios"][phase].values())
     # 5 tail columns of the 12, in 2 of the 4 layers.
     cache = found["batches"]["2"]["cache"]

@@ -1,4 +1,4 @@
-"""Attention of a packed prompt in two calls, and the self-test of prefix equality once a model."""
+"""Attention of a packed call by stream, and the self-test of prefix equality once a model."""
 
 from __future__ import annotations
 
@@ -7,41 +7,27 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tccd import TCCD
-from tccd.engine import masks, packing, session
+from tccd import TCCD, Contrast, no_vision
+from tccd.engine import attention, masks, session
+from tccd.modality import modality_map, vision_token_ids
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, text_bank
 from tests.tiny import inputs, tiny
 
 
-def test_causal_first_is_attention_under_the_packed_mask() -> None:
-    columns = masks.Columns(torch.tensor([4, 6]), 4)
-    mask, _ = masks.packed(masks.causal(9, 0, 9, 0, torch.device("cpu")), [(columns, 5)], 0, 0)
-    states = [torch.randn(2, 3, 14, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    whole = sdpa(*states, attn_mask=mask, scale=0.2)
-    with packing.CausalFirst(9, mask):
-        split = sdpa(*states, attn_mask=mask, scale=0.2)
-        other = sdpa(*states, attn_mask=mask.clone(), scale=0.2)
-    # Padding rows of a stream that owns no such column see nothing; nobody reads them.
-    read = mask.any(-1).expand(-1, 3, -1)
-    torch.testing.assert_close(split[read], whole[read])
-    assert (other[read] == whole[read]).all()
-    assert (split[:, :, :9] == sdpa(*(s[:, :, :9] for s in states), is_causal=True, scale=0.2)).all()
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_streams_apart_are_attention_under_the_packed_mask(padded: bool) -> None:
-    clean = masks.causal(9, 0, 9, 0, torch.device("cpu")).repeat(2, 1, 1, 1)
-    if padded:
-        clean[0, :, :, :2] = False
-    columns = [(masks.Columns(torch.tensor(start), min(start)), 9 - min(start)) for start in ([4, 6], [3, 2**62])]
-    mask, _ = masks.packed(clean, columns, 0, 0)
-    states = [torch.randn(2, 3, 9 + 5 + 6, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    whole = sdpa(*states, attn_mask=mask)
-    with packing.CausalFirst(9, mask, causal=not padded, streams=[(5, 5, 6), (6, 6, 9)]):
-        split = sdpa(*states, attn_mask=mask)
-    read = mask.any(-1).expand(-1, 3, -1)
-    torch.testing.assert_close(split[read], whole[read])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("additive", [False, True])
+def test_grouped_attention_is_that_of_repeated_keys(groups: int, additive: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 2 * groups, 5, 8, generator=draw)
+    keys, values = (torch.randn(2, 2, 7, 8, generator=draw) for _ in range(2))
+    seen = torch.rand(2, 1, 5, 7, generator=draw) > 0.5
+    seen[..., 0] = True
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf) if additive else seen
+    found = attention.grouped_attention(query, keys, values, mask, 0.2)
+    repeated = (one.repeat_interleave(groups, 1) for one in (keys, values))
+    torch.testing.assert_close(found, sdpa(query, *repeated, attn_mask=mask, scale=0.2).transpose(1, 2))
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[None]:
@@ -56,14 +42,45 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list
     return calls
 
 
-def test_prompt_without_padding_takes_the_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("qwen2_5_vl")
-    tccd = TCCD(model, text_bank(model, 1))
-    calls = count_calls(monkeypatch, session, "CausalFirst")
-    generate(model, inputs("qwen2_5_vl", SINGLE), 3, tccd)
-    assert len(calls) == 3  # the layers above the first two, at prefill alone
-    generate(model, inputs("qwen2_5_vl", RAGGED), 3, tccd)
-    assert len(calls) == 3
+def queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
+    """Of every attention call in a language model from now on: queries, keys, and whether it has a mask."""
+    calls: list[tuple[int, int, bool]] = []
+
+    def ours(query: Any, keys: Any, values: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
+        calls.append((query.shape[2], keys.shape[2], attn_mask is not None))
+        return sdpa(query, keys, values, attn_mask=attn_mask, **kwargs)
+
+    def theirs(query: Any, keys: Any, values: Any, **kwargs: Any) -> Any:
+        if kwargs["is_causal"]:  # not so in a vision tower
+            calls.append((query.shape[2], keys.shape[2], kwargs["attn_mask"] is not None))
+        return sdpa(query, keys, values, **kwargs)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", ours)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", theirs)
+    return calls
+
+
+def test_each_stream_runs_over_the_keys_that_it_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny("llava"), inputs("llava", SINGLE)
+    where = modality_map(batch["input_ids"], vision_token_ids(model.config))
+    n, tail, image = batch["input_ids"].shape[1], int(where.tail.sum()), int(where.vision.sum())
+    contrast = Contrast(model, no_vision())
+    generate(model, batch, 1, contrast)  # the model is known from now on
+    calls = queries_and_keys(monkeypatch)
+    generate(model, batch, 2, contrast)
+    layers, group = model.config.text_config.num_hidden_layers, 2
+    prefill, decode = calls[: 2 * layers], calls[2 * layers :]
+    assert prefill == [(n, n, False), (group * tail, n - image, True)] * layers
+    assert decode == [(group, n + 1, False), (group, n + 1 - image, True)] * layers
+
+
+def test_nothing_is_left_in_the_table_of_attention_functions() -> None:
+    model = tiny("llava")
+    before = dict(ALL_ATTENTION_FUNCTIONS)
+    with Contrast(model, no_vision()):
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before["sdpa"]
+    assert dict(ALL_ATTENTION_FUNCTIONS) == before
+    assert not ALL_ATTENTION_FUNCTIONS._local_mapping
 
 
 def test_prefix_equality_is_tested_once_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,4 +117,5 @@ def test_no_mask_is_causal_and_an_unknown_one_is_asked_about() -> None:
     start = torch.tensor([3])
     assert not masks.sees_ahead(None, start)
     assert masks.sees_ahead(object(), start)
-    assert masks.sees_ahead(torch.ones(1, 5), start)
+    assert masks.sees_ahead(torch.ones(1, 5, 5), start)
+    assert not masks.sees_ahead(torch.ones(1, 5), start)  # flash attention's
