@@ -36,8 +36,10 @@ from probes.report.envelope import envelope
 from tccd import CentroidBank, fit_bank
 from tccd.data import Samples, load_samples, union
 from tccd.errors import require
+from tccd.modality import Modality
 
-MODEL, LAYERS, K = "llava-grounded", {"text": 3, "vision": 3}, 64
+MODEL, K = "llava-grounded", 64
+LAYERS: dict[Modality, int] = {"text": 3, "vision": 3}
 SOURCES = ("easy-vqa", "digits")
 #: Images of each kind; kinds that the choices keep; draws of the order in which kinds are dropped.
 EACH, ORDERS = 40, 20
@@ -127,7 +129,7 @@ def validate(model: Any, processor: Any, bank: CentroidBank, source: str) -> dic
 def main() -> None:
     """Fit the codebooks, validate on each source, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/coverage/validation.json"))
+    parser.add_argument("--out", type=Path, default=Path("eval/results/coverage.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     started = time.process_time()

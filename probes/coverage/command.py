@@ -28,6 +28,7 @@ from tccd.cli.options import (
     parse_layers,
     single_layers,
 )
+from tccd.cli.sets import load_sets
 from tccd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -163,29 +164,16 @@ def coverage(
     from probes.coverage import Source, report
     from probes.coverage import coverage as measure
     from tccd.centroids.bank import CentroidBank
-    from tccd.data import load_samples
     from tccd.loading import check_source, load_model
     from tccd.locking import locked
 
     codebooks = CentroidBank.load(bank)
     check_source(model, revision)
     with locked(out, "tccd probe coverage"), progress() as tell:
-        loaded_data = [
-            load_samples(
-                source,
-                split=part,
-                images=images,
-                per_image=per_image,
-                seed=seed,
-                revision=commit,
-                columns=columns,
-                purpose="fit",
-            )
-            for source, part, commit in zip(data, parts, commits, strict=True)
-        ]
-        sources = [Source(name, one) for name, one in zip(_names(loaded_data), loaded_data, strict=True)]
-        if subset is not None and subset > len(loaded_data[0]):
-            raise ConfigError(f"--subset {subset}; {sources[0].name} has {len(loaded_data[0])} samples")
+        sets = load_sets(data, parts, commits, images=images, per_image=per_image, seed=seed, columns=columns)
+        sources = [Source(name, one) for name, one in zip(_names(sets), sets, strict=True)]
+        if subset is not None and subset > len(sets[0]):
+            raise ConfigError(f"--subset {subset}; {sources[0].name} has {len(sets[0])} samples")
         loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
         found = measure(
             loaded.model,

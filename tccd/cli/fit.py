@@ -30,6 +30,7 @@ from tccd.cli.options import (
     parse_layers,
     settle_layers,
 )
+from tccd.cli.sets import load_sets
 from tccd.errors import ConfigError
 
 #: Centroids for each modality and layer, as published.
@@ -142,7 +143,7 @@ def fit(
     from tccd.centroids.kmeans import check_kmeans
     from tccd.centroids.reading import Reading
     from tccd.centroids.refusals import check_rows
-    from tccd.data import load_samples, union
+    from tccd.data import union
     from tccd.decoder import find_decoder
     from tccd.inputs import PAPER_PROMPT
     from tccd.loading import check_source, load_model
@@ -157,23 +158,9 @@ def fit(
     if work_dir is not None:
         with locked(work_dir, "tccd fit"):
             pass
-    samples = union(
-        [
-            load_samples(
-                source,
-                split=part,
-                images=images,
-                # Every image once: its vision states are the same under every prompt, and all is with one prompt.
-                per_image=1,
-                seed=seed,
-                revision=commit,
-                prompt=asked,
-                columns=columns,
-                purpose="fit",
-            )
-            for source, part, commit in zip(data, parts, commits, strict=True)
-        ]
-    )
+    # Every image once: its vision states are the same under every prompt, and so is all with one prompt.
+    sets = load_sets(data, parts, commits, images=images, per_image=1, seed=seed, prompt=asked, columns=columns)
+    samples = union(sets)
     check_rows(choice, Reading(prompt=asked), len(samples), k)
     loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
     with harvest_folder(work_dir) as folder, progress() as report:
