@@ -303,7 +303,7 @@ def decode(loaded: Loaded, inputs: Any, max_new_tokens: int, **door: Any) -> lis
         loaded: model and processor.
         inputs: what `encode` returned.
         max_new_tokens: of each answer.
-        door: `custom_generate`, where there is one.
+        door: `custom_generate`, where there is one, and other arguments of `generate`.
     """
     tokens = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **door)
     new = tokens[:, inputs["input_ids"].shape[1] :]

@@ -24,8 +24,8 @@ class TextColumns(DynamicLayer):
     Attributes:
         columns: that it holds, in the order of its keys; None where it is empty.
         total: columns of the whole sequence.
-        coming: columns of the keys that the layer is about to bring; set by the session, so that a call from
-            elsewhere shows.
+        coming: the columns that it will hold after the layer's next call, and `total` then; set by the session, so
+            that a call from elsewhere shows.
     """
 
     def __init__(self, route: object, window: int | None = None) -> None:
@@ -49,8 +49,7 @@ class TextColumns(DynamicLayer):
             )
         (columns, total), self.coming = self.coming, None
         found = super().update(key_states, value_states)
-        self.columns = columns if self.columns is None else self.columns.then(columns)
-        self.total = total
+        self.columns, self.total = columns, total
         if self.sliding_window is not None and not self.record_past:
             self._keep(slice(max(0, self.keys.shape[2] - self.sliding_window + 1), None))
         return found

@@ -186,8 +186,9 @@ class RoutedSession:
         held, offset = step.text, 0
         kept = None if step.cache is None else step.cache.layers[index]
         if isinstance(kept, TextColumns):
-            held, (_, offset) = kept.held_with(step.text), kept.get_mask_sizes(step.text.places)
-            kept.coming = step.text, kept.total + hidden.shape[1]
+            _, offset = kept.get_mask_sizes(step.text.places)
+            held = step.once(("held",), kept.columns, partial(kept.held_with, step.text))
+            kept.coming = held, kept.total + hidden.shape[1]
         own = self._arguments(step, index, kwargs, step.text, held, offset, forward, hidden)
         output = forward(rows, **own)
         if isinstance(kept, TextColumns) and kept.coming is not None:

@@ -92,7 +92,7 @@ def test_leaving_where_the_last_layers_begin_is_the_plain_model(family):
     assert routed.memory.saved == 0
 
 
-@pytest.mark.parametrize("family", ["llava", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
 def test_beams_sampling_and_drafted_tokens_see_the_same_model(family):
     model, batch = model_of(family), inputs(family, RAGGED)
     routed = Routed(model, branch=branch_of(model, "branch"))
