@@ -11,7 +11,7 @@ TEST := .venv-test
 DOCS := .venv-docs
 # One environment for each release of transformers that `make test-fast` is asked for.
 LOWEST := 5.16.0
-NEWEST := 5.19.*
+NEWEST := 5.24.*
 TRANSFORMERS ?= $(LOWEST)
 FAST := .venv-transformers-$(subst *,x,$(TRANSFORMERS))
 PIP = -m pip install --quiet --disable-pip-version-check

@@ -13,6 +13,7 @@ import typer
 
 from probes.cli_reports import advise, compare
 from probes.cli_tables import show
+from probes.coverage.command import coverage
 from probes.references import KINDS, TEXT, listed
 from tccd.cli.console import AsJson, output, print_json, progress
 from tccd.cli.generate import Gate
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.command()(advise)
 app.command()(compare)
+app.command()(coverage)
 
 STRENGTHS = "0.5,1,2"
 """What a reference is measured at where no strength is given."""
@@ -51,7 +53,7 @@ _GRID = "Grid: every combination is measured"
 
 @app.callback()
 def probe() -> None:
-    """Measure what each modality is worth to a model, and whether to contrast.
+    """Measure what each modality is worth to a model, whether to contrast, and what data cover.
 
     \b
     Examples:
@@ -61,6 +63,8 @@ def probe() -> None:
         --data easy-vqa --alphas 0,0.4 --alpha-cd 0.5,1 --out report
       tccd probe advise report
       tccd probe compare report other-report --out compared
+      tccd probe coverage --model ./model --bank union.safetensors \\
+        --data a.jsonl --data b.jsonl --out covered
     """
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.generation.utils import GenerationMixin
 
 from tccd.errors import ConfigError, UnsupportedModelError
+from tccd.versions import warn_of_transformers
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def find_decoder(model: Any) -> Decoder:
     Raises:
         UnsupportedModelError: a part can't be found; says which.
     """
+    warn_of_transformers()
     name = type(model).__name__
     if not (hasattr(model, "get_decoder") and hasattr(model, "config")):
         raise UnsupportedModelError(

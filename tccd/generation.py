@@ -134,7 +134,7 @@ class Door(ABC):
 def _dropped_by_generate(model: Any) -> dict[str, Any]:
     """What `generate` was given and does not hand to a `custom_generate` callable.
 
-    transformers 5.16 to 5.19 pass such a callable neither the streamer nor the assistant model, and no other
+    transformers 5.16 to 5.24 pass such a callable neither the streamer nor the assistant model, and no other
     place holds them than the caller's frame. Found there or nowhere: another caller means a direct call.
     """
     frame = sys._getframe(2)

@@ -34,7 +34,7 @@ def render(result: Result | Report, tables: Mapping[str, str] | None = None, sou
     report = Report.over(result)
     result = report.result
     tables = sections.csv_tables(report) if tables is None else tables
-    environment = _environment()
+    environment = page_environment(_templates())
     environment.globals["findings"] = partial(sections.findings, report)
     markup = require("markupsafe", "report").Markup
     bodies = [
@@ -66,7 +66,7 @@ def _warnings(result: Result) -> list[str]:
 
 def load_templates() -> None:
     """Parse every template of the page, so that one that is missing or broken is found before a run."""
-    environment = _environment()
+    environment = page_environment(_templates())
     for name in environment.list_templates(extensions=["j2"]):
         environment.get_template(name)
 
@@ -80,12 +80,23 @@ def _of_the_run(result: Result, tables: Mapping[str, str], source: str | None) -
     }
 
 
-def _environment() -> Any:
+def _templates() -> dict[str, str]:
+    return {f"{s.name}.html.j2": text for s in sections.SECTIONS if (text := s.template) is not None}
+
+
+def page_environment(own: Mapping[str, str]) -> Any:
+    """A jinja2 environment with the page's frame, its macros and its filters.
+
+    Args:
+        own: templates beside these, text by name.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
     jinja2 = require("jinja2", "report")
     markup = require("markupsafe", "report").Markup
-    own = {f"{s.name}.html.j2": text for s in sections.SECTIONS if (text := s.template) is not None}
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.DictLoader(own), jinja2.PackageLoader("probes.report")]),
+        loader=jinja2.ChoiceLoader([jinja2.DictLoader(dict(own)), jinja2.PackageLoader("probes.report")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -128,6 +128,7 @@ def fit_bank(
         "data": data or getattr(samples, "source", None),
         "split": getattr(samples, "split", None),
         "data_revision": getattr(samples, "revision", None),
+        "sources": list(getattr(samples, "parts", ())),
         "prompt": prompt,
         "images": found.manifest["samples"],
         "copies": found.manifest["copies"],

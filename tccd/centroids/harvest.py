@@ -176,7 +176,7 @@ def gather(
             note = read_note(path)
             check_note(path, note, digest, asked, batch, digests, tally.batches + 1)
         else:
-            rows, sums, short = reader.read(batch, pictures, tally.samples)
+            rows, sums, short, _ = reader.read(batch, pictures, tally.samples)
             if sums is not None and not tally.batches:
                 sums.check()  # what overflows does so at once
             lengths = {name: len(part) for name, part in rows.items()}

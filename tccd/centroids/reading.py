@@ -82,11 +82,13 @@ class Read(NamedTuple):
         rows: hidden states by name such as `text.12`.
         sums: of what each layer's attention is given for vision tokens, where the vision mean was asked for.
         short_tails: prompts with fewer text tokens than asked for.
+        lengths: by modality, how many rows each sample has; rows stand in the samples' order.
     """
 
     rows: dict[str, Tensor]
     sums: VisionSums | None
     short_tails: int
+    lengths: dict[Modality, list[int]]
 
 
 class Reader:
@@ -136,7 +138,10 @@ class Reader:
         chances = [np.random.default_rng([self._how.seed, first + i]) for i in range(len(batch))]
         segments, short = _segments(where, self._how, chances)
         rows, sums = self._forward(inputs, segments, where.vision)
-        return Read(rows, sums if self._how.vision_mean else None, short)
+        lengths: dict[Modality, list[int]] = {
+            modality: seen.sum(-1).tolist() for modality, seen in segments.items()
+        }
+        return Read(rows, sums if self._how.vision_mean else None, short, lengths)
 
     @torch.no_grad()
     def _forward(

@@ -77,7 +77,8 @@ def show(file: File, as_json: AsJson = False) -> None:
     of each prompt), short tails (prompts with fewer of them), vision (tokens,
     or the span from first to last), max vision tokens per image, batch size,
     seed (of the draw), dtype (of the model), data, split, data revision,
-    prompt, created, tccd version.
+    sources (the same of each, where there are several), prompt, created,
+    tccd version.
 
     \b
     Examples:

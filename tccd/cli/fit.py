@@ -15,20 +15,22 @@ from tccd.cli.console import AsJson, progress
 from tccd.cli.options import (
     BatchSize,
     Columns,
-    Data,
-    DataRevision,
+    DataRevisions,
     Device,
     DType,
     LayerChoice,
     Model,
     Precision,
     Revision,
-    Split,
+    Sources,
+    Splits,
     TrustRemoteCode,
+    each,
     parse_columns,
     parse_layers,
     settle_layers,
 )
+from tccd.cli.sets import load_sets
 from tccd.errors import ConfigError
 
 #: Centroids for each modality and layer, as published.
@@ -49,7 +51,7 @@ class Backend(StrEnum):
 
 def fit(
     model: Model,
-    data: Data,
+    data: Sources,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Bank to write (.safetensors).")],
     layers: Annotated[
         str | None,
@@ -69,7 +71,9 @@ def fit(
             help="Fit what the reference mean-vision needs, too; it takes the forwards to the model's last layer."
         ),
     ] = True,
-    images: Annotated[int, typer.Option(min=1, help="Images to fit on, at most; each is used once.")] = 2000,
+    images: Annotated[
+        int, typer.Option(min=1, help="Images to fit on, at most, of each --data; each is used once.")
+    ] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of k-means and of the draw of images.")] = 42,
     backend: Annotated[Backend, typer.Option(help="Implementation of k-means.")] = Backend.auto,
     prompt: Annotated[
@@ -83,8 +87,8 @@ def fit(
         Path | None,
         typer.Option(help="Folder for hidden states; an interrupted fit that is given the same one goes on."),
     ] = None,
-    split: Split = None,
-    data_revision: DataRevision = None,
+    split: Splits = None,
+    data_revision: DataRevisions = None,
     column: Columns = None,
     revision: Revision = None,
     device: Device = "auto",
@@ -110,6 +114,10 @@ def fit(
     --help; seconds is the wall time of the whole fit.
 
     \b
+    Several --data are fitted together, up to --images of each: a bank of
+    their union, as tccd probe coverage needs to compare them.
+
+    \b
     Hidden states take (rows x width x 2 or 4) bytes of disk for each layer.
     After a failure they are kept, and the message says how to go on.
 
@@ -128,13 +136,14 @@ def fit(
         raise ConfigError(f"--prompt is empty; expected a text, or {FROM_DATA}")
     if out.is_dir():
         raise ConfigError(f"--out {shown(out)} is a folder; expected the bank's file name")
+    parts, commits = each(split, data, "--split"), each(data_revision, data, "--data-revision")
     started = time.monotonic()
 
     from tccd.centroids.fit import MAX_ROWS, fit_bank, harvest_folder
     from tccd.centroids.kmeans import check_kmeans
     from tccd.centroids.reading import Reading
     from tccd.centroids.refusals import check_rows
-    from tccd.data import load_samples
+    from tccd.data import union
     from tccd.decoder import find_decoder
     from tccd.inputs import PAPER_PROMPT
     from tccd.loading import check_source, load_model
@@ -149,18 +158,9 @@ def fit(
     if work_dir is not None:
         with locked(work_dir, "tccd fit"):
             pass
-    samples = load_samples(
-        data,
-        split=split,
-        images=images,
-        # Every image once: its vision states are the same under every prompt, and so is all with one prompt.
-        per_image=1,
-        seed=seed,
-        revision=data_revision,
-        prompt=asked,
-        columns=columns,
-        purpose="fit",
-    )
+    # Every image once: its vision states are the same under every prompt, and so is all with one prompt.
+    sets = load_sets(data, parts, commits, images=images, per_image=1, seed=seed, prompt=asked, columns=columns)
+    samples = union(sets)
     check_rows(choice, Reading(prompt=asked), len(samples), k)
     loaded = load_model(model, revision, device, dtype.value, trust_remote_code)
     with harvest_folder(work_dir) as folder, progress() as report:

@@ -67,14 +67,43 @@ TrustRemoteCode = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts a forward.", rich_help_panel=_MODEL)]
 
+_SOURCES = (
+    "easy-vqa, digits, a benchmark (blink, mmvp, cv-bench, pope, scienceqa-img, medblink), a folder of "
+    "images, of parquet files or as datasets.save_to_disk writes it, a .jsonl manifest (image, prompt, "
+    "answer, choices), or a data-set id on the hub as owner/name or owner/name:configuration (streamed)"
+)
 Data = Annotated[
     str,
     typer.Option(
         "--data",
         metavar="SOURCE",
-        help="easy-vqa, digits, a benchmark (blink, mmvp, cv-bench, pope, scienceqa-img, medblink), a folder of "
-        "images, of parquet files or as datasets.save_to_disk writes it, a .jsonl manifest (image, prompt, "
-        "answer, choices), or a data-set id on the hub as owner/name or owner/name:configuration (streamed).",
+        help=f"{_SOURCES}.",
+        rich_help_panel=_DATA,
+    ),
+]
+Sources = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        help=f"{_SOURCES}. Repeat it for several.",
+        rich_help_panel=_DATA,
+    ),
+]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--split",
+        help="Split of the data: one for all, or one for each --data in order. If not given: train, where the "
+        "data have it; a benchmark: its published one.",
+        rich_help_panel=_DATA,
+    ),
+]
+DataRevisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-revision",
+        help="Branch, tag or commit of the data on the hub: one for all, or one for each --data in order.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -100,7 +129,7 @@ Columns = Annotated[
     typer.Option(
         "--column",
         metavar="FIELD=NAME",
-        help="Column or key of image, prompt, answer, choices, task or id, where it is named otherwise; "
+        help="Column or key of image, prompt, answer, choices, task, id or facts, where it is named otherwise; "
         "FIELD= leaves the field out. Repeatable.",
         rich_help_panel=_DATA,
     ),
@@ -122,6 +151,27 @@ def parse_columns(texts: Sequence[str] | None) -> dict[str, str | None] | None:
             raise ConfigError(f"--column {text!r}; expected FIELD=NAME, as in --column prompt=question")
         columns[field.strip()] = name.strip() or None
     return columns
+
+
+def each(values: Sequence[str] | None, sources: Sequence[str], option: str) -> list[str | None]:
+    """One value for each source: the only one for all, or one each; None where none was given.
+
+    Args:
+        values: of an option that may stand several times.
+        sources: values of `--data`.
+        option: its name, for the error.
+
+    Raises:
+        ConfigError: another number of values.
+    """
+    given = list(values or [])
+    if len(given) < 2:
+        return [given[0] if given else None] * len(sources)
+    if len(given) != len(sources):
+        raise ConfigError(
+            f"{option} stands {len(given)} times for {len(sources)} --data; expected it once, or once for each"
+        )
+    return [*given]
 
 
 #: What `--layers` asks for, by modality: layer indices, or None for all layers of the model.

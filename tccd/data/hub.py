@@ -152,6 +152,7 @@ def read_split(
             choices=fields.choices,
             task=fields.task,
             load=_Spooled(spool, image_id, where),
+            facts=fields.facts,
         )
 
 

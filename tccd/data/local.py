@@ -134,6 +134,7 @@ def read_manifest(file: Path, prompt: str | None, columns: Mapping[str, str | No
                 choices=fields.choices,
                 task=fields.task,
                 load=ImageFile(path),
+                facts=fields.facts,
             )
     if empty:
         raise DataError(f"{file} is empty; expected JSON lines with image and prompt")

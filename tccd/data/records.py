@@ -19,6 +19,7 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "choices": ("choices", "options"),
     "task": ("task", "question_type", "category"),
     "id": ("id",),
+    "facts": ("facts",),
 }
 
 
@@ -77,6 +78,7 @@ class Fields:
     answer: str | None
     choices: tuple[str, ...] | None
     task: str | None
+    facts: tuple[tuple[str, ...], ...] | None = None
 
 
 def read_fields(row: Mapping[str, Any], columns: Mapping[str, str], prompt: str | None, where: str) -> Fields:
@@ -114,6 +116,7 @@ def read_fields(row: Mapping[str, Any], columns: Mapping[str, str], prompt: str 
         answer=answer,
         choices=choices,
         task=None if task is None else str(task),
+        facts=_facts(values.get("facts"), columns.get("facts", "facts"), where),
     )
 
 
@@ -134,6 +137,20 @@ def _answer(answer: Any, choices: tuple[str, ...] | None, column: str, where: st
             "expected the same text in both"
         )
     return answer
+
+
+def _facts(facts: Any, column: str, where: str) -> tuple[tuple[str, ...], ...] | None:
+    if facts is None:
+        return None
+    listed = [[fact] if isinstance(fact, str) else fact for fact in facts] if isinstance(facts, list) else None
+    if listed is None or not all(
+        isinstance(fact, list | tuple) and 1 <= len(fact) <= 3 and all(map(is_text, fact)) for fact in listed
+    ):
+        raise DataError(
+            f"{where}: {column} is {shown(facts)}; expected a list of facts, each a text or a list of one to "
+            'three texts, as in ["circle", ["circle", "red"]]'
+        )
+    return tuple(tuple(fact) for fact in listed)
 
 
 def is_text(value: Any) -> TypeGuard[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -29,6 +29,8 @@ class Sample:
         task: the kind of question, by which results are grouped; None where the source tells none.
         load: reads the image, anew at each call. Where it has a method `size`, that tells the image's width and
             height for less.
+        facts: what is said to be in the image, each fact one to three texts, such as an object, an attribute and a
+            relation; None where the source tells none. `tccd probe coverage` counts them.
 
     Raises:
         DataError: the answer is not among the choices.
@@ -47,6 +49,7 @@ class Sample:
     choices: tuple[str, ...] | None
     task: str | None
     load: Callable[[], Image.Image] = field(compare=False, repr=False)
+    facts: tuple[tuple[str, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.choices is not None and self.answer is not None and self.answer not in self.choices:
@@ -101,12 +104,14 @@ class Samples(Sequence[Sample]):
         source: name of the data source; of a local one the last part of its path, which others may read.
         split: the split that was read; None where the source has none.
         revision: commit of the hub repository; None for a local source.
+        parts: of a union, what each of its sources was (see `union`); none of a single source.
     """
 
     items: tuple[Sample, ...]
     source: str
     split: str | None = None
     revision: str | None = None
+    parts: tuple[dict[str, str | int | None], ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -120,6 +125,31 @@ class Samples(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.items)
+
+
+def union(parts: Sequence[Samples]) -> Samples:
+    """Several sources as one.
+
+    Where there are several, ids get the number of their source before them, so that none stands twice.
+
+    Args:
+        parts: at least one; their order is kept.
+
+    Returns:
+        A single source as it is; of several, `source` names them all and `parts` tells each.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    items = [
+        replace(sample, id=f"{number}/{sample.id}", image_id=f"{number}/{sample.image_id}")
+        for number, part in enumerate(parts, 1)
+        for sample in part
+    ]
+    told: list[dict[str, str | int | None]] = [
+        {"data": one.source, "split": one.split, "data_revision": one.revision, "samples": len(one)}
+        for one in parts
+    ]
+    return Samples(tuple(items), " + ".join(one.source for one in parts), parts=tuple(told))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # bad names are not to be looked up
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not survive a fork
 
-from tests.bad_inputs import banks, models, options, pictures, places, questions, reports, routes
+from tests.bad_inputs import banks, coverage, models, options, pictures, places, questions, reports, routes
 from tests.bad_inputs.case import Case, Outcome, run
 from tests.bad_inputs.world import ZOO, World
 
@@ -32,6 +32,7 @@ WARM = (
     "matplotlib.figure",
     "probes.advise",
     "probes.compare",
+    "probes.coverage.report",
     "probes.replacement",
     "probes.report",
     "sklearn.cluster",
@@ -40,7 +41,7 @@ WARM = (
     "tccd.decoding.huggingface",
     "tccd.routing.training",
 )
-GROUPS = (options, banks, models, questions, pictures, reports, places, routes)
+GROUPS = (options, banks, models, questions, pictures, reports, places, routes, coverage)
 
 
 def warm_up() -> None:

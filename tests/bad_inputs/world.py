@@ -103,6 +103,11 @@ class World:
         given = {"model": self.model, "bank": self.bank, "data": self.manifest, "limit": 4, "out": self.fresh()}
         return _command("probe replacement", given | options)
 
+    def coverage(self, **options: Any) -> list[str]:
+        """`tccd probe coverage`; options as for `fit`."""
+        given = {"model": self.model, "bank": self.bank, "data": self.manifest, "images": 3, "out": self.fresh()}
+        return _command("probe coverage", given | {"draws": 0} | options)
+
     def generate(self, **options: Any) -> list[str]:
         """`tccd generate`; options as for `fit`."""
         given = {"model": self.model, "bank": self.bank, "image": self.picture, "prompt": "is there a circle?"}

@@ -30,7 +30,7 @@ def frozen() -> Any:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_random_branch_starts_as_its_family_draws_a_layer(family):
-    model = cached_tiny(family)
+    model = tiny(family)
     branch, again, other = (Branch.new(model, SPLIT, seed=seed) for seed in (0, 0, 1))
     theirs = dict(find_decoder(type(model)(model.config)).layers[SPLIT].named_parameters())
     for (name, one), same, not_same in zip(
