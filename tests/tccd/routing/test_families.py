@@ -22,7 +22,6 @@ SPLIT = 2
 #: Each differs from the families of `tests/tiny.py` in what its layers are given, or in how they attend.
 SAMPLE = ("qwen2_vl", "llava_next", "mistral3", "llama4:chunks shorter than the prompt", "gemma4", "chameleon")
 REFUSED = {
-    "granite4_vision": "adds to its states before decoder layer 3",
     "qwen3_5": "convolve over the sequence.*Routed layers run some tokens without the others",
     "mllama": "cross-attention",
     "gemma4:shared keys": "take their keys from another layer",
