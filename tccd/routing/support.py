@@ -22,7 +22,13 @@ def check_decoder(decoder: Decoder) -> None:
             keys of their own.
     """
     check_model(decoder)
-    check_twin(decoder)
+    try:
+        check_twin(decoder)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"{error}. Routed layers run some tokens without the others, as a reference's do, and take the same "
+            "models"
+        ) from error
     name = attention_name(decoder)
     if name not in ("sdpa", "eager"):
         raise UnsupportedModelError(

@@ -122,28 +122,25 @@ class Instance:
         Raises:
             TCCDError: the plugin is not in the engine.
         """
-        from tccd.decoding.vllm import runners
+        from tccd.decoding.vllm import worker
 
-        if len(running := runners.running()) != 1:
+        if len(running := worker.running()) != 1:
             raise TCCDError(
                 "vLLM started without TCCD: tccd's entry point in vllm.general_plugins was not loaded. Install "
                 "tccd into this environment (pip install 'tccd[vllm]'); VLLM_PLUGINS must name it or be unset"
             )
         (state,) = running
         config = self.llm.llm_engine.vllm_config
-        layers, second = len(state.stream.layers), state.stream.seconds
         blocks = int(config.cache_config.num_gpu_blocks)
-        backend = next(iter(second.values())).attn_backend.get_name() if second else "none"
         return {
             "runner": state.version,
-            "attention_backend": str(backend),
+            "attention_backend": state.backend,
             "cuda_graphs": getattr(config.compilation_config.cudagraph_mode, "name", "NONE"),
             "compilation": getattr(config.compilation_config.mode, "name", "NONE"),
             "async_scheduling": bool(config.scheduler_config.async_scheduling),
             "prefix_caching": bool(config.cache_config.enable_prefix_caching),
             "kv_blocks": blocks,
             "kv_block_size": int(config.cache_config.block_size),
-            "kv_blocks_without_plugin": blocks * (layers + len(second)) // layers,
         }
 
     def forget(self) -> None:

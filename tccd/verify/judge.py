@@ -199,8 +199,7 @@ def cost(found: Trial, bar: float | None) -> Verdict:
         cells = [f"{p} {c['seconds'] * 1e3:.2f} ms (x{c['ratio']:.3f})" for p, c in table[way].items()]
         lines.append(f"{name + ':':13}{', '.join(cells)}")
     blocks, size = (found.about[f"kv_{name}"] for name in ("blocks", "block_size"))
-    without = found.about["kv_blocks_without_plugin"]
-    lines.append(f"KV cache: {blocks:,} blocks of {size} tokens; without the plugin about {without:,}")
+    lines.append(f"KV cache: {blocks:,} blocks of {size} tokens; the plugin itself takes none")
     worst = max(c["ratio"] for phases in table.values() for c in phases.values())
     kind = "wall time" if on_gpu() else "CPU time"
     text = f"{kind}, medians of interleaved rounds; to the first token of all, and a step after it"

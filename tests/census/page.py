@@ -21,7 +21,8 @@ _INTRODUCTION = (
     """Each was built tiny from its config, with random weights, and decoded greedily for {steps} tokens under two
     references, `text-centroid` (after layer {layer}, counted from 0, of 5) and `no-vision`, in {scenes} scenes:
     {names}. Every logit was compared with that of two whole forwards without a cache. *Difference* is the largest
-    difference found. *Plain* is the largest for plain cached decoding: what rounding does alone. A contrast is
+    difference found. *Plain* is the largest for plain cached decoding, or five fp32 roundings of the largest logit
+    if that is more: what rounding does alone. A contrast is
     exact here if it differs by {tolerance} at most, or by 8 times what rounding does.""",
     """`make census` makes this page anew, in minutes on two CPU cores; `python -m tests.census llava` judges one
     row. `make test` judges a sample.""",

@@ -5,10 +5,10 @@ vLLM finds the plugin by its entry points; nothing here is imported by hand. Tes
 A request passes through three processes, and so through these files:
 
 1. The front end takes it in. `http`, `guard`, `settings`: bad ones are refused before anything is made of them.
-   `metrics` counts.
-2. The engine schedules it. `admission`: cached blocks of erased states are told from others.
-3. The worker runs it. `runners` hears of each step, `batch` says which rows run twice, `stream` runs them,
-   `sampling` contrasts the logits.
+   `prompts` makes the tokens of another prompt, `admission` refuses what can never fit, `metrics` counts.
+2. The engine schedules it. `pairs` makes a second sequence of it, its shadow; `scheduler` keeps the two in step.
+3. The worker runs both. `worker` hears of each step, `erasure` moves a shadow's rows to centroids, `sampling`
+   contrasts the logits of the two.
 
 `plugin` puts all of it in, at the places that `joints` lists. `promise` and `processor` see to it that no
 process runs without it, `refusals`, `banks` and `weights` that the engine and the banks are such as were tested.

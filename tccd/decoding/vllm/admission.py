@@ -1,33 +1,27 @@
-"""Rendered requests: those without an image are refused, and cached blocks of erased states are told from others.
-
-vLLM cuts a prompt into blocks and keeps their keys and values. A block is found again by a hash of its tokens,
-of all before it, and of "extra keys", such as an image's hash. Both streams use one block table, so a block that
-is found brings along what the second caches hold for it. There it matters what the tail was erased with. So
-blocks with a token of a TCCD request's tail get an extra key more: centroids, layer, `alpha_interp` and where
-the tail starts. Blocks before the tail are the same in both streams: they keep vLLM's hash, and are shared with
-plain requests.
-
-What only the rule needs (`alpha_cd`, `beta`, gate) is not part of the key, since no cached state depends on it.
-"""
+"""Rendered requests: those that can't be contrasted, or never fit, are refused before the engine gets them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from tccd.decoding.vllm import banks, objects
-from tccd.decoding.vllm.settings import Settings, settings, tail_start
-from tccd.errors import TCCDError
+from tccd.decoding.vllm.pairs import TOKENS, without_vision
+from tccd.decoding.vllm.settings import NO_IMAGE, Settings, tail_start
 
 VISION = ("image", "video", "vision_chunk")
-_UNKNOWN = object()
 
 
-def check(request: Any, vision_ids: tuple[int, ...]) -> None:
-    """Make sure that TCCD means something for a request.
+def check(request: Any, found: Settings, vision_ids: tuple[int, ...], room: Room) -> None:
+    """Make sure that a contrast means something for a request, and that it and its shadow can be served.
+
+    Args:
+        request: vLLM's `EngineCoreRequest`.
+        found: what it asks for.
+        vision_ids: tokens that stand for images.
+        room: what the engine can hold.
 
     Raises:
-        VLLMValidationError: no image in the prompt, or a kind of request that was not tested.
+        VLLMValidationError: no image in the prompt, no room, or a kind of request that was not tested.
     """
     from vllm.exceptions import VLLMValidationError
 
@@ -38,52 +32,45 @@ def check(request: Any, vision_ids: tuple[int, ...]) -> None:
         raise VLLMValidationError("TCCD was not tested with streamed input; send the whole prompt")
     if any(modality not in VISION for modality in modalities):
         raise VLLMValidationError(f"TCCD was not tested with {', '.join(sorted(set(modalities) - set(VISION)))}")
-    if not modalities or tail_start(request.prompt_token_ids, vision_ids) is None:
-        raise VLLMValidationError(
-            "TCCD contrasts against the prompt's text after its last image, and this prompt has no image; send "
-            "one, or leave the tccd_* parameters out"
-        )
+    ids = request.prompt_token_ids
+    if found.reference == "prompt":
+        other = len(request.sampling_params.extra_args[TOKENS]["tokens"])
+    elif not modalities or tail_start(ids, vision_ids) is None:
+        raise VLLMValidationError(NO_IMAGE)
+    else:
+        other = len(without_vision(ids, vision_ids, request.mm_features)) if found.modality is None else len(ids)
+    said = room.lacks(len(ids), other, request.sampling_params.max_tokens)
+    if said:
+        raise VLLMValidationError(said)
 
 
-def cache_key(found: Settings, tail: int) -> str:
-    """What the erased stream's cached states depend on beside tokens and images."""
-    digest = banks.loaded().digest(found.bank, found.layer)
-    return f"{digest}:{found.layer}:{found.config.alpha_interp!r}:{tail}"
+@dataclass(frozen=True)
+class Room:
+    """What an engine can hold at once.
 
+    Attributes:
+        context: tokens of one sequence, `max_model_len`.
+        blocks: of the KV cache; None before the engine has said.
+        block: tokens in one.
+    """
 
-def _extra_keys(original: Callable[..., Any], request: Any, start: int, end: int, mm_index: int) -> Any:
-    """Blocks with a text-tail token of a TCCD request hash to their own; those before it are everybody's."""
-    keys, following = original(request, start, end, mm_index)
-    key = _of(request)
-    if key is not None and end > key[0]:
-        keys = (*(keys or ()), ("tccd", key[1]))
-    return keys, following
+    context: int
+    blocks: int | None
+    block: int
 
-
-def _of(request: Any) -> tuple[int, str] | None:
-    """Where a scheduler's request has its tail, and its cache key; worked out once."""
-    key = objects.noted(request, _UNKNOWN)
-    if key is not _UNKNOWN:
-        return key
-    params, key = request.sampling_params, None
-    found = None if params is None else settings(params.extra_args, banks.loaded())
-    if found is not None:
-        tail = tail_start(request.prompt_token_ids or (), _vision_ids)
-        if tail is None:  # unmarked blocks would pass plain states off as erased ones
-            raise TCCDError(f"TCCD request {request.request_id} has no vision token among {list(_vision_ids)}")
-        key = tail, cache_key(found, tail)
-    objects.note(request, key)
-    return key
-
-
-_vision_ids: tuple[int, ...] = ()
-
-
-def set_vision_ids(ids: tuple[int, ...]) -> None:
-    """Tell the scheduler's process which token ids are vision."""
-    global _vision_ids
-    _vision_ids = ids
-
-
-#: The scheduler's joints.
-AROUND: dict[str, Callable[..., Any]] = {"block hash": _extra_keys, "block hash, imported": _extra_keys}
+    def lacks(self, prompt: int, other: int, answer: int) -> str | None:
+        """What is wrong with a request of so many tokens, its shadow of so many, and their answer; else None."""
+        if min(prompt, other) < 2:
+            return f"TCCD needs two tokens of prompt; this one has {prompt}, its reference {other}"
+        if other + answer > self.context:
+            return (
+                f"the reference's prompt has {other} tokens, and max_tokens is {answer}: more than the "
+                f"{self.context} of max_model_len. Shorten one of them"
+            )
+        needed = sum(-(-(tokens + answer) // self.block) for tokens in (prompt, other))
+        if self.blocks is not None and needed > self.blocks - 1:  # vLLM keeps one for itself
+            return (
+                f"this request and its reference may take {needed} blocks of the KV cache, of {self.blocks - 1}: "
+                f"lower max_tokens, which is {answer}, or give the server more memory for the cache"
+            )
+        return None

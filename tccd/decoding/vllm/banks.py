@@ -14,8 +14,11 @@ from functools import lru_cache
 
 from tccd.centroids.bank import CentroidBank
 from tccd.errors import BankError, BankMismatchError, ConfigError
+from tccd.modality import MODALITIES, Modality
 
 VARIABLE = "TCCD_BANK"
+#: Value of the variable that serves the references that need no bank.
+NO_BANK = "none"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -23,23 +26,22 @@ class Banks:
     """Centroid banks by name.
 
     Args:
-        banks: name -> bank with text centroids at one layer or more.
+        banks: name -> bank with text or vision centroids at one layer or more; none serves the references that
+            need no bank.
 
     Attributes:
-        default: the first name, which a request that names no bank gets.
+        default: the first name, which a request that names no bank gets; empty without banks.
 
     Raises:
-        BankError: no bank, or one without text centroids.
+        BankError: a bank without centroids.
     """
 
     def __init__(self, banks: Mapping[str, CentroidBank]) -> None:
-        if not banks:
-            raise BankError(f"no bank: set {VARIABLE} to a file, or to name=file,name=file")
         for name, bank in banks.items():
-            if not bank.layers("text"):
+            if not bank.layers("text") and not bank.layers("vision"):
                 raise BankError(f"bank {name!r} has no text centroids, which TCCD decodes against; fit text=LAYER")
         self._banks = dict(banks)
-        self.default = next(iter(banks))
+        self.default = next(iter(banks), "")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,43 +51,58 @@ class Banks:
     def __getitem__(self, name: str) -> CentroidBank:
         return self._banks[name]
 
-    def layers(self, name: str | None = None) -> tuple[int, ...]:
-        """Layers with text centroids, ascending: of one bank, or of all."""
-        names = self.names if name is None else (name,)
-        return tuple(sorted({layer for n in names for layer in self._banks[n].layers("text")}))
+    def layers(self, name: str, modality: Modality = "text") -> tuple[int, ...]:
+        """Layers where a bank has centroids of a modality, ascending."""
+        return tuple(sorted(self._banks[name].layers(modality)))
+
+    @property
+    def entries(self) -> tuple[tuple[str, Modality, int], ...]:
+        """Every set of centroids: bank, modality and layer, in an order that all processes share."""
+        return tuple(
+            (name, modality, layer)
+            for name in self.names
+            for modality in MODALITIES
+            for layer in self.layers(name, modality)
+        )
 
     @property
     def digests(self) -> dict[str, str]:
-        """By name, a hash of the bank's text centroids at all their layers."""
+        """By name, a hash of all the bank's centroids."""
         return {name: self._whole(name) for name in self.names}
 
     @lru_cache(maxsize=64)  # noqa: B019 - one object a process
     def _whole(self, name: str) -> str:
-        parts = [f"{layer}:{self.digest(name, layer)}" for layer in self.layers(name)]
+        parts = [f"{m}:{layer}:{self.digest(n, layer, m)}" for n, m, layer in self.entries if n == name]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def describe(self) -> str:
         """One line: names, layers and digests."""
-        return "; ".join(
-            f"bank {name!r} of {self[name].model.model_id} with text centroids at layers "
-            f"{', '.join(map(str, self.layers(name)))} (digest {digest[:12]})"
-            for name, digest in self.digests.items()
+        return "; ".join(f"bank {n!r} of {self._described(n)} (digest {d[:12]})" for n, d in self.digests.items())
+
+    def _described(self, name: str) -> str:
+        kinds = " and ".join(
+            f"{modality} centroids at layers {', '.join(map(str, layers))}"
+            for modality in MODALITIES
+            if (layers := self.layers(name, modality))
         )
+        return f"{self[name].model.model_id} with {kinds}"
 
     @lru_cache(maxsize=64)  # noqa: B019 - one object a process
-    def digest(self, name: str, layer: int) -> str:
-        """Hash of the text centroids of one bank at one layer: what a cached state depends on."""
-        vectors = self._banks[name].centroids("text", layer).vectors
+    def digest(self, name: str, layer: int, modality: Modality = "text") -> str:
+        """Hash of the centroids of one bank at one layer: what a cached state depends on."""
+        vectors = self._banks[name].centroids(modality, layer).vectors
         return hashlib.sha256(vectors.contiguous().numpy().tobytes()).hexdigest()[:32]
 
 
 def parse(value: str) -> dict[str, str]:
-    """`TCCD_BANK` -> file by name; a single file without a name is called "default".
+    """`TCCD_BANK` -> file by name; a single file without a name is called "default", and "none" is no file.
 
     Raises:
         ConfigError: an empty or malformed value, or a name that comes twice.
     """
     files: dict[str, str] = {}
+    if value == NO_BANK:
+        return files
     parts = [part.strip() for part in value.split(",")]
     for part in parts:
         name, equals, file = part.partition("=")
@@ -106,7 +123,7 @@ def parse(value: str) -> dict[str, str]:
 
 
 def enabled() -> bool:
-    """Whether the operator named a bank."""
+    """Whether the operator turned TCCD on: named a bank, or said that there is none."""
     return bool(os.environ.get(VARIABLE))
 
 

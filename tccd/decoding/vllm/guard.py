@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tccd.decoding.vllm import admission, banks, http, joints, metrics, promise
+from tccd.decoding.vllm import admission, banks, http, joints, metrics, objects, pairs, promise, prompts
+from tccd.decoding.vllm.refusals import vision_ids
 from tccd.decoding.vllm.settings import Settings, asked, listed, settings
 from tccd.errors import ConfigError, TCCDError
-from tccd.modality import vision_token_ids
 
 
 def install() -> None:
@@ -94,12 +94,38 @@ def _process_inputs(
         found = wanted(extra)
         request = original(processor, request_id, prompt, params, *args, **kwargs)
         if found is not None:
-            admission.check(request, vision_token_ids(processor.model_config.hf_config))
+            if found.prompt is not None:
+                _add_prompt(processor, request, found.prompt)
+            admission.check(request, found, vision_ids(processor.vllm_config), _room(processor.vllm_config))
             metrics.admitted(processor.model_config.served_model_name)
     except Exception:
         _forget_images(processor.renderer.mm_processor_cache, prompt, request)
         raise
     return request
+
+
+def _add_prompt(processor: Any, request: Any, description: str) -> None:
+    """Give a request the tokens of its reference's prompt, which the engine could not make."""
+    from vllm.exceptions import VLLMValidationError
+
+    config = processor.vllm_config
+    ids = request.prompt_token_ids or []
+    spans = [
+        ids[f.mm_position.offset : f.mm_position.offset + f.mm_position.length] for f in request.mm_features or ()
+    ]
+    try:
+        marked = prompts.tokens(description, processor.tokenizer, config.model_config.get_vocab_size())
+        tokens, places = prompts.with_images(marked, vision_ids(config), spans)
+    except ConfigError as error:
+        raise VLLMValidationError(str(error)) from error
+    objects.give(request.sampling_params, pairs.TOKENS, {"tokens": tokens, "images": places})
+
+
+def _room(config: Any) -> admission.Room:
+    blocks = config.cache_config.num_gpu_blocks
+    return admission.Room(
+        config.model_config.max_model_len, int(blocks) if blocks else None, int(config.cache_config.block_size)
+    )
 
 
 def _render_and_add_requests(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from tccd.decoding.vllm.settings import KEYS, Settings, asked, listed, meant, nearest
+from tccd.decoding.vllm.settings import KEYS, NO_IMAGE, Settings, asked, listed, meant, nearest
 
 #: Addresses that hand a request's `vllm_xargs` on.
 XARGS = (
@@ -75,12 +75,10 @@ def check(path: str, request: dict[str, Any], wanted: Wanted) -> None:
     place: tuple[str, ...] = next((("vllm_xargs",) for known in XARGS if path.endswith(known)), ())
     if path.endswith(TOKENS):
         place = ("sampling_params", "extra_args")
-    if check_keys(request, place, wanted) is None or place != ("vllm_xargs",) or _has_image(request):
+    found = check_keys(request, place, wanted)
+    if found is None or found.reference == "prompt" or place != ("vllm_xargs",) or _has_image(request):
         return
-    raise ValueError(
-        "TCCD contrasts against the prompt's text after its last image, and this prompt has no image; send "
-        "one, or leave the tccd_* parameters out"
-    )
+    raise ValueError(NO_IMAGE)
 
 
 def check_keys(request: dict[str, Any], place: tuple[str, ...], wanted: Wanted) -> Settings | None:

@@ -75,8 +75,7 @@ class Joint:
         return None
 
 
-_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
-_V2 = "vllm.v1.worker.gpu.model_runner"
+_SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 _ENGINE = "vllm.v1.engine"
 
 #: Functions of vLLM that are wrapped for the life of a process.
@@ -87,13 +86,6 @@ WRAPPED = (
         "self, ...",
         "plugin",
         "the front end refuses untested configurations and writes the promise into this one",
-    ),
-    Joint(
-        "scheduler start",
-        "vllm.v1.core.sched.scheduler:Scheduler.__init__",
-        "self, vllm_config, ...",
-        "plugin",
-        "the engine's process checks that it can keep the promise",
     ),
     Joint(
         "request in",
@@ -125,20 +117,6 @@ WRAPPED = (
         "puts the door before the server's addresses",
     ),
     Joint(
-        "block hash",
-        "vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys",
-        "request, start_token_idx, end_token_idx, start_mm_idx",
-        "admission",
-        "cached blocks with a tail token hash by what they were erased with",
-    ),
-    Joint(
-        "block hash, imported",
-        "vllm.v1.core.block_pool:generate_block_hash_extra_keys",
-        "request, start_token_idx, end_token_idx, start_mm_idx",
-        "admission",
-        "the same function, under the name that the block pool imported",
-    ),
-    Joint(
         "server engine",
         f"{_ENGINE}.async_llm:AsyncLLM.__init__",
         "self, vllm_config, ...",
@@ -166,54 +144,37 @@ WRAPPED = (
         "metrics",
         "counts their tokens",
     ),
-    *(
-        Joint(f"{runner} {name}", f"{place}.{attribute}", takes, "runners", why)
-        for runner, place in (("V1", _V1), ("V2", f"{_V2}:GPUModelRunner"))
-        for name, attribute, takes, why in (
-            ("load", "load_model", "self, ...", "builds the erased stream around the loaded model"),
-            ("profile", "profile_run", "self, ...", "shows vLLM the memory of a step that erases every row"),
-            ("reload", "reload_weights", "self, ...", "refuses weights that change under the bank"),
-            ("shutdown", "shutdown", "self", "lets go of the second caches"),
-        )
-    ),
-    Joint(
-        "CPU load",
-        "vllm.v1.worker.cpu_model_runner:CPUModelRunner.load_model",
-        "self, ...",
-        "runners",
-        "V1 on a CPU has its own",
-    ),
-    Joint(
-        "V1 execute", f"{_V1}.execute_model", "self, scheduler_output, ...", "runners", "notes which requests run"
-    ),
-    Joint(
-        "V2 execute",
-        f"{_V2}:GPUModelRunner.execute_model",
-        "self, scheduler_output, ..., dummy_run, ...",
-        "runners",
-        "notes which requests run; a dummy run has none",
-    ),
-    Joint(
-        "V1 forward",
-        f"{_V1}._model_forward",
-        "self, ...",
-        "runners",
-        "the batch is laid out: erased rows are settled, and run with the clean ones",
-    ),
-    Joint(
-        "V2 layout",
-        f"{_V2}:GPUModelRunner.prepare_attn",
-        "self, input_batch",
-        "runners",
-        "the batch is laid out: erased rows are settled",
-    ),
-    Joint(
-        "V2 graph",
-        f"{_V2}:dispatch_cg_and_sync_dp",
-        "..., need_eager, ...",
-        "runners",
-        "a step with erased rows runs outside CUDA graphs",
-    ),
+)
+
+#: Methods of vLLM's scheduler and worker that our subclasses override, and those whose results they rely on.
+OVERRIDDEN = tuple(
+    Joint(f"scheduler {name}", f"{_SCHEDULER}.{name}", takes, "scheduler", why)
+    for name, takes, why in (
+        ("add_request", "self, request", "a contrasted request comes with its shadow"),
+        ("finish_requests", "self, request_ids, finished_status", "both end together"),
+        (
+            "update_from_output",
+            "self, scheduler_output, model_runner_output",
+            "what a shadow puts out is dropped; a pair out of step fails",
+        ),
+        ("schedule", "self, ...", "a step runs the last rows of both, or of neither"),
+        ("_preempt_request", "self, request, timestamp, ...", "blocks given back are counted"),
+        ("_handle_blocked_waiting_request", "self, request", "a request follows its shadow"),
+        ("_get_local_prefix_cache_hit", "self, request", "a hit leaves two tokens"),
+        (
+            "_reserve_prefill_lookahead",
+            "self, request, num_computed_tokens, num_new_tokens",
+            "says how many tokens a sequence runs",
+        ),
+        ("make_stats", "self, ...", "a contrasted request is one request"),
+    )
+) + tuple(
+    Joint(f"worker {name}", f"vllm.v1.worker.gpu_worker:Worker.{name}", takes, "worker", why)
+    for name, takes, why in (
+        ("load_model", "self, ...", "attaches to the loaded model"),
+        ("execute_model", "self, scheduler_output", "hears which sequences come and go"),
+        ("reload_weights", "self, ...", "refuses weights that change under the bank"),
+    )
 )
 
 #: What is read or set on vLLM's own objects: nothing is wrapped, but the fields have to be there.
@@ -232,51 +193,68 @@ READ = (
         "scheduled",
         "vllm.v1.core.sched.output:SchedulerOutput",
         "scheduled_new_reqs, scheduled_cached_reqs, num_scheduled_tokens, ..., finished_req_ids, ...",
-        "runners",
+        "worker",
         "says what a step runs",
     ),
     Joint(
         "scheduled anew",
         "vllm.v1.core.sched.output:NewRequestData",
         "req_id, prompt_token_ids, ..., sampling_params, ...",
-        "runners",
-        "a request's prompt and parameters",
-    ),
-    Joint(
-        "scheduled again",
-        "vllm.v1.core.sched.output:CachedRequestData",
-        "..., resumed_req_ids, ...",
-        "runners",
-        "a request whose blocks were given away",
+        "worker",
+        "a shadow's link",
     ),
     Joint(
         "V2 batch",
         "vllm.v1.worker.gpu.input_batch:InputBatch",
         "req_ids, ..., query_start_loc_np, ..., num_computed_tokens_np, ...",
-        "runners",
-        "where each request's rows are",
+        "worker",
+        "where each sequence's rows are",
     ),
     Joint(
-        "forward context",
-        "vllm.forward_context:ForwardContext",
-        "..., attn_metadata, slot_mapping, ..., cudagraph_runtime_mode, ..., skip_compiled, ...",
-        "runners",
-        "metadata for the second caches; a step with erased rows runs uncompiled",
+        "sequence",
+        "vllm.v1.request:Request",
+        "request_id, prompt_token_ids, sampling_params, pooling_params, client_index, arrival_time, ..., "
+        "mm_features, lora_request, cache_salt, priority, ..., block_hasher, ...",
+        "pairs",
+        "a shadow is one",
+    ),
+    Joint(
+        "blocks needed",
+        "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.get_num_blocks_to_allocate",
+        "self, request_id, num_tokens, new_computed_blocks, num_encoder_tokens, total_computed_tokens, "
+        "num_local_computed_tokens, num_tokens_main_model, ...",
+        "scheduler",
+        "room is made for two",
     ),
 )
 
-#: Methods of each loaded model; `forward` of layers and attention is replaced for one step at a time.
+#: Functions of single objects: of each loaded model, its runner, and the scheduler's cache.
 LOADED = (
-    Joint("model", "forward", "input_ids, positions, ...", "runners", "V2 has no method around the model's call"),
     Joint("logits", "compute_logits", "hidden_states, ...", "sampling", "contrasts"),
+    Joint("layer", "forward", "positions, hidden_states, residual, ...", "erasure", "rows are moved behind it"),
+    Joint("slots", "allocate_slots", "request, num_new_tokens, ...", "scheduler", "what a step runs is counted"),
     Joint(
-        "layer", "forward", "positions, hidden_states, residual, ...", "stream", "carries the erased rows along"
+        "cache counts",
+        "record_prefix_cache_stats",
+        "request, num_hits",
+        "scheduler",
+        "`/metrics` counts a contrasted request once",
     ),
-    Joint("attention", "forward", "query, key, value, ...", "stream", "erased rows attend to the second cache"),
+    Joint("V1 forward", "_model_forward", "...", "worker", "the batch is laid out"),
+    Joint("V1 sample", "_sample", "logits, spec_decode_metadata", "worker", "a shadow gets its request's token"),
+    Joint("V1 bookkeeping", "_bookkeeping_sync", "...", "worker", "seeds of unfinished prompts come back"),
+    Joint("V2 layout", "prepare_attn", "input_batch", "worker", "the batch is laid out"),
+    Joint(
+        "V2 sample",
+        "sample",
+        "hidden_states, input_batch, grammar_output",
+        "worker",
+        "a shadow gets its request's token",
+    ),
 )
 
 #: Every joint by its name.
-NAMED = {joint.name: joint for joint in (*WRAPPED, *READ, *LOADED)}
+NAMED = {joint.name: joint for joint in (*WRAPPED, *OVERRIDDEN, *READ, *LOADED)}
 _installed = False
 
 

@@ -6,8 +6,8 @@ object itself hides its class's method, and is gone with the object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from tccd.decoding.vllm.joints import NAMED
@@ -37,38 +37,42 @@ def put(name: str, module: Any, function: Callable[..., Any]) -> None:
     setattr(module, NAMED[name].attribute, function)
 
 
-@contextmanager
-def forwards(of: Sequence[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
-    """Let modules' `forward` be others for as long as the block runs.
+def around(name: str, owner: Any, function: Callable[..., Any]) -> None:
+    """Put a function around one of an object's own, if that has the shape of its joint; its class stays as it is.
 
     Args:
-        of: (module, function).
+        name: of the joint.
+        owner: the object.
+        function: gets what was there, then the call's arguments.
+
+    Raises:
+        UnsupportedModelError: it has not; names both shapes.
     """
-    own = [(module, vars(module).get("forward")) for module, _ in of]
-    for module, function in of:
-        module.forward = function
-    try:
-        yield
-    finally:
-        for module, before in own:
-            if before is None:
-                del module.forward
-            else:
-                module.forward = before
+    setattr(owner, NAMED[name].attribute, functools.partial(function, checked(name, owner)))
 
 
-def run_uncompiled(context: Any) -> None:
-    """Let the forward of a context call the model's modules one by one.
+def count_less(stats: Any, running: int, waiting: int) -> None:
+    """Take sequences that nobody asked for out of the scheduler's figures."""
+    stats.num_running_reqs -= running
+    fewer = min(waiting, stats.num_waiting_reqs)
+    stats.num_waiting_reqs -= fewer
+    stats.num_skipped_waiting_reqs -= min(waiting - fewer, stats.num_skipped_waiting_reqs)
 
-    The compiled model and its CUDA graphs have no place for erased rows.
-    """
-    context.skip_compiled = True
-    context.cudagraph_runtime_mode = type(context.cudagraph_runtime_mode).NONE
+
+def run_by(config: Any, scheduler: str, worker: str) -> None:
+    """Let an engine take our scheduler and worker."""
+    config.scheduler_config.scheduler_cls = scheduler
+    config.parallel_config.worker_cls = worker
 
 
 def hand_down(config: Any, key: str, value: Any) -> None:
     """Write into an engine's configuration something that vLLM hands to each of its processes."""
     config.additional_config = {**(config.additional_config or {}), key: value}
+
+
+def give(params: Any, key: str, value: Any) -> None:
+    """Add to one request's extra arguments, which vLLM hands through all its processes."""
+    params.extra_args = {**(params.extra_args or {}), key: value}
 
 
 def note(thing: Any, value: Any) -> None:

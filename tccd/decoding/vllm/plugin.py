@@ -15,9 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tccd.decoding.vllm import banks, joints
+from tccd.decoding.vllm import banks, joints, objects
 from tccd.errors import TCCDError
 
+#: Classes of ours that an engine takes for its own, by whether it plans a step while the one before it runs.
+SCHEDULERS = {
+    asynchronous: f"tccd.decoding.vllm.scheduler.{name}"
+    for asynchronous, name in ((False, "PairScheduler"), (True, "AsyncPairScheduler"))
+}
+WORKER = "tccd.decoding.vllm.worker.Worker"
 _announced = False
 
 
@@ -38,12 +44,13 @@ def register() -> None:
             guard.watch({"configuration": _create_engine_config})
         return
 
-    from tccd.decoding.vllm import admission, metrics, runners
+    from tccd.decoding.vllm import metrics
 
     try:
         refusals.check_version(vllm.__version__)
         banks.loaded()
-        joints.wrap(admission.AROUND | metrics.AROUND | runners.AROUND | AROUND)
+        joints.check([*joints.READ, *joints.OVERRIDDEN])
+        joints.wrap(metrics.AROUND | AROUND)
     except TCCDError as error:
         _stop(error)
     joints.complete()
@@ -56,12 +63,10 @@ def check(config: Any) -> None:
         UnsupportedModelError: names what was not tested.
         BankMismatchError: names the bank.
     """
-    from tccd.decoding.vllm import admission, refusals
-    from tccd.modality import vision_token_ids
+    from tccd.decoding.vllm import refusals
 
     refusals.check_config(config)
     refusals.check_banks(banks.loaded(), refusals.identity(config))
-    admission.set_vision_ids(vision_token_ids(config.model_config.hf_config))
 
 
 def _create_engine_config(original: Callable[..., Any], arguments: Any, *args: Any, **kwargs: Any) -> Any:
@@ -73,6 +78,7 @@ def _create_engine_config(original: Callable[..., Any], arguments: Any, *args: A
         if joints.installed():
             check(config)
             promise.make(config)
+            objects.run_by(config, SCHEDULERS[bool(config.scheduler_config.async_scheduling)], WORKER)
         guard.install()
     except TCCDError as error:
         _stop(error)
@@ -81,21 +87,9 @@ def _create_engine_config(original: Callable[..., Any], arguments: Any, *args: A
     return config
 
 
-def _start_scheduler(
-    original: Callable[..., Any], scheduler: Any, vllm_config: Any, *args: Any, **kwargs: Any
-) -> None:
-    from tccd.decoding.vllm import promise
-
-    promise.check(vllm_config)
-    check(vllm_config)
-    original(scheduler, vllm_config, *args, **kwargs)
-
-
-#: The engine's own start is under way when it loads plugins, so its scheduler's is taken.
-AROUND: dict[str, Callable[..., Any]] = {
-    "configuration": _create_engine_config,
-    "scheduler start": _start_scheduler,
-}
+#: All that is wrapped of the engine's start; its scheduler and worker are classes of ours (`SCHEDULERS`,
+#: `WORKER`).
+AROUND: dict[str, Callable[..., Any]] = {"configuration": _create_engine_config}
 
 
 def _announce() -> None:

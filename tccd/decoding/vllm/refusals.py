@@ -80,19 +80,31 @@ def check_config(config: Any) -> None:
         "diffusion language models": model.is_diffusion,
         "pooling models": model.runner_type != "generate",
         "prompt embeddings": model.enable_prompt_embeds,
-        "a custom scheduler": config.scheduler_config.scheduler_cls is not None
-        and not _is_default(config.scheduler_config.scheduler_cls),
+        "a custom scheduler": not _is_default(config.scheduler_config.scheduler_cls, None, "tccd.decoding.vllm."),
+        "a custom worker": not _is_default(parallel.worker_cls, "auto", "vllm.v1.worker.", "tccd.decoding.vllm."),
+        "a scheduling policy other than fcfs": config.scheduler_config.policy != "fcfs",
+        "max_num_seqs below 2": config.scheduler_config.max_num_seqs < 2,
+        "events of the KV cache": bool(config.kv_events_config and config.kv_events_config.enable_kv_cache_events),
         "mixtures of experts": model.is_moe,
-        "text-only models": not model.is_multimodal_model,
         "vLLM's Rust front end": os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"),
     }
     found = [name for name, there in untested.items() if there]
     if found:
         raise UnsupportedModelError(f"TCCD was not tested with {', '.join(found)}. {_WITHOUT}")
+    if model.is_multimodal_model and not vision_ids(config):
+        raise UnsupportedModelError(f"{type(model.hf_config).__name__} names no vision token. {_WITHOUT}")
+
+
+def vision_ids(config: Any) -> tuple[int, ...]:
+    """Tokens that stand for images in a served model's prompts; none for a language model.
+
+    Args:
+        config: the engine's `VllmConfig`.
+    """
     try:
-        vision_token_ids(model.hf_config)
-    except ModalityError as error:
-        raise UnsupportedModelError(f"{error}. {_WITHOUT}") from error
+        return vision_token_ids(config.model_config.hf_config)
+    except ModalityError:
+        return ()
 
 
 def identity(config: Any) -> ModelIdentity:
@@ -148,6 +160,7 @@ def _other(name: str, differ: str) -> BankMismatchError:
     )
 
 
-def _is_default(scheduler: Any) -> bool:
-    name = scheduler if isinstance(scheduler, str) else f"{scheduler.__module__}.{scheduler.__qualname__}"
-    return name.startswith("vllm.v1.core.sched.")
+def _is_default(found: Any, unset: Any, *ours: str) -> bool:
+    """Whether a class was left as it is, or is one of those that begin so."""
+    name = found if found is None or isinstance(found, str) else f"{found.__module__}.{found.__qualname__}"
+    return name == unset or (name is not None and name.startswith(ours))

@@ -15,27 +15,56 @@ from functools import lru_cache
 from typing import Any
 
 from tccd.decoding.config import TCCDConfig
+from tccd.decoding.vllm import prompts
 from tccd.decoding.vllm.banks import Banks
 from tccd.errors import ConfigError
+from tccd.modality import Modality
 
 PREFIX = "tccd_"
-#: Keys of a request: the settings of `TCCDConfig` and the bank's name.
-KEYS = tuple(PREFIX + name for name in (*(f.name for f in fields(TCCDConfig)), "bank"))
-#: Most characters of a request that a message quotes.
-QUOTED = 200
+#: Keys of a request: the settings of `TCCDConfig`, the bank's name, the reference and its prompt.
+KEYS = tuple(PREFIX + name for name in (*(f.name for f in fields(TCCDConfig)), "bank", "reference", "prompt"))
+#: Most characters of a request that a message quotes, and of the JSON that describes a prompt.
+QUOTED, LONGEST_PROMPT = 200, 2**16
+#: References that move states to centroids: whose, and what they keep of a state unless the request says.
+CENTROIDS: dict[str, tuple[Modality, float]] = {"text-centroid": ("text", 0.4), "vision-centroid": ("vision", 0.0)}
+#: What a request may contrast with.
+REFERENCES = (*CENTROIDS, "no-vision", "prompt")
+#: References that are in transformers only, and why.
+ELSEWHERE = {
+    "mean-vision": "its columns are no tokens of a sequence",
+    "blank-image": "its picture would have to pass the image processor in another process",
+    "noised-image": "its pixels would have to be made anew in each process",
+    "early-exit": "its layers would have to pass the head of a compiled model",
+}
+
+
+#: What a request without an image is told, where its reference needs one.
+NO_IMAGE = (
+    "TCCD contrasts against the prompt's text after its last image, and this prompt has no image; send one, or "
+    "leave the tccd_* parameters out"
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """TCCD as one request wants it.
+    """A contrast as one request wants it.
 
     Attributes:
-        config: validated settings, with the layer settled.
-        bank: name of one of the operator's banks.
+        config: validated settings, with the layer settled where the reference has one.
+        bank: name of one of the operator's banks; empty where the reference needs none.
+        reference: one of `REFERENCES`.
+        prompt: JSON that describes the prompt of the reference `prompt`.
     """
 
     config: TCCDConfig
     bank: str
+    reference: str = "text-centroid"
+    prompt: str | None = None
+
+    @property
+    def modality(self) -> Modality | None:
+        """Whose states are moved to centroids; None where the reference moves none."""
+        return CENTROIDS[self.reference][0] if self.reference in CENTROIDS else None
 
     @property
     def layer(self) -> int:
@@ -120,22 +149,57 @@ def read(asked: tuple[tuple[str, type, Any], ...], banks: Banks) -> Settings | N
         ConfigError: a wrong value, or a bank or layer that isn't there.
     """
     values = {key.removeprefix(PREFIX): value for key, _, value in asked}
+    reference = values.pop("reference", "text-centroid")
+    if reference in ELSEWHERE:
+        raise ConfigError(f"tccd_reference {reference!r} is in transformers only: {ELSEWHERE[reference]}")
+    if reference not in REFERENCES:
+        raise ConfigError(f"tccd_reference is {quoted(reference)}; expected one of {', '.join(REFERENCES)}")
+    prompt = values.pop("prompt", None)
+    if (prompt is None) == (reference == "prompt"):
+        raise ConfigError(
+            "tccd_reference 'prompt' needs tccd_prompt, and no other reference takes one; it is JSON such as "
+            '{"text": "..."} or {"messages": [...]}'
+        )
+    if prompt is not None:
+        prompts.parse(prompt)
+    if reference in CENTROIDS:
+        return _with_centroids(values, banks, reference)
+    misplaced = [PREFIX + name for name in ("bank", "layer", "alpha_interp") if name in values]
+    if misplaced:
+        raise ConfigError(f"{', '.join(misplaced)}: tccd_reference {reference!r} needs no bank, so it takes none")
+    config = _config(values)
+    off = config.alpha_cd == 0 and config.beta == 0
+    return None if off else Settings(config, "", reference, prompt)
+
+
+def _config(values: Mapping[str, Any]) -> TCCDConfig:
+    try:
+        return TCCDConfig.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"TCCD: {error}") from error
+
+
+def _with_centroids(values: dict[str, Any], banks: Banks, reference: str) -> Settings | None:
+    modality, kept = CENTROIDS[reference]
+    if not banks.names:
+        raise ConfigError(f"tccd_reference {reference!r} needs a bank, and this server has none")
     name = values.pop("bank", banks.default)
     if name not in banks.names:
         raise ConfigError(f"tccd_bank is {quoted(name)}; this server has {', '.join(map(repr, banks.names))}")
-    try:
-        config = TCCDConfig.from_dict(values)
-    except ConfigError as error:
-        raise ConfigError(f"TCCD: {error}") from error
-    layers = banks.layers(name)
+    config = _config({"alpha_interp": kept} | values)
+    layers = banks.layers(name, modality)
     if config.layer is None and len(layers) > 1:
-        raise ConfigError(f"bank {name!r} has text centroids at layers {list(layers)}; name one as tccd_layer")
-    if config.layer is not None and config.layer not in layers:
-        raise ConfigError(f"tccd_layer is {config.layer}; bank {name!r} has text centroids at {list(layers)}")
+        raise ConfigError(
+            f"bank {name!r} has {modality} centroids at layers {list(layers)}; name one as tccd_layer"
+        )
+    if not layers or (config.layer is not None and config.layer not in layers):
+        raise ConfigError(
+            f"tccd_layer is {config.layer}; bank {name!r} has {modality} centroids at {list(layers)}"
+        )
     if config.is_off:
         return None
     layer = layers[0] if config.layer is None else config.layer
-    return Settings(TCCDConfig(**{**vars(config), "layer": layer}), name)
+    return Settings(TCCDConfig(**{**vars(config), "layer": layer}), name, reference)
 
 
 def _check_keys(wanted: Mapping[str, Any]) -> None:
@@ -147,6 +211,12 @@ def _check_keys(wanted: Mapping[str, Any]) -> None:
         raise ConfigError(f"unknown TCCD parameters {listed(unknown)}{hint}; expected some of {', '.join(KEYS)}")
     for key, value in wanted.items():
         scalar = value is None or isinstance(value, str | int | float)
+        if key == PREFIX + "prompt":
+            if not isinstance(value, str) or len(value) > LONGEST_PROMPT:
+                raise ConfigError(
+                    f"{key} is {quoted(value)}; expected JSON of at most {LONGEST_PROMPT} characters"
+                )
+            continue
         if not scalar or len(quoted(value)) > QUOTED or (isinstance(value, int) and value.bit_length() > 600):
             raise ConfigError(f"{key} is {quoted(value)}; expected one number or one word")
 

@@ -14,7 +14,11 @@ def norm_of(model: Any) -> Any:
     module = model.get_decoder()
     while not hasattr(module, "layers"):
         module = getattr(module, "model", None) or module.decoder
-    return module.norm
+    return next(
+        getattr(module, name)
+        for name in ("norm", "final_layernorm", "embedding_norm", "ln_f")
+        if hasattr(module, name)
+    )
 
 
 def lengthen(model: Any, inputs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
@@ -39,7 +43,9 @@ def like(seen: Tensor, mask: Tensor | None) -> Tensor:
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
 
 
-def branch_rows(branch: Any, hidden: Tensor, kwargs: dict[str, Any], vision: Tensor) -> Tensor:
+def branch_rows(
+    branch: Any, hidden: Tensor, more: tuple[Any, ...], kwargs: dict[str, Any], vision: Tensor
+) -> Tensor:
     """The branch's output in the image's places, a row at a time."""
     out = hidden.clone()
     seen = allowed(kwargs.get("attention_mask"), hidden.shape[1], len(hidden))
@@ -52,19 +58,23 @@ def branch_rows(branch: Any, hidden: Tensor, kwargs: dict[str, Any], vision: Ten
             value = value.expand(*value.shape[:-3], len(hidden), *value.shape[-2:])
             return value[..., row : row + 1, columns, :]
 
-        cosine, sine = map(some, kwargs["position_embeddings"])
-        if branch.settings.positions == "none":
-            cosine, sine = torch.ones_like(cosine), torch.zeros_like(sine)
+        given = {name: value for name, value in kwargs.items() if "past" not in name and "cache" not in name}
+        for name, value in given.items():
+            if name.startswith("position_embeddings"):
+                given[name] = some(value) if isinstance(value, Tensor) else tuple(map(some, value))
+                if branch.settings.positions == "none":
+                    cosine, sine = given[name]
+                    given[name] = torch.ones_like(cosine), torch.zeros_like(sine)
+            elif name == "position_ids" and value is not None:
+                given[name] = value.expand(*value.shape[:-2], len(hidden), -1)[..., row : row + 1, columns]
+            elif isinstance(value, Tensor) and value.shape[:2] == hidden.shape[:2]:
+                given[name] = value[row : row + 1, columns]
         mask = seen[row][columns][:, columns]
         if branch.settings.mask == "full":
             mask = torch.ones_like(mask)
-        made = branch.layer(
-            hidden[row : row + 1, columns],
-            attention_mask=like(mask[None, None], kwargs.get("attention_mask")),
-            position_embeddings=(cosine, sine),
-            position_ids=None,
-            past_key_values=None,
-        )
+        given["attention_mask"] = like(mask[None, None], kwargs.get("attention_mask"))
+        by_place = [one[row : row + 1, columns] if isinstance(one, Tensor) else one for one in more]
+        made = branch.layer(hidden[row : row + 1, columns], *by_place, **given)
         out[row, columns] = made[0][0] if isinstance(made, tuple) else made[0]
     return out
 
@@ -87,7 +97,9 @@ def routed_logits(
             kwargs = dict(kwargs)
             hidden = args[0] if args else kwargs.pop("hidden_states")
             if index == split:
-                waiting["rows"] = hidden if branch is None else branch_rows(branch, hidden, kwargs, vision)
+                waiting["rows"] = (
+                    hidden if branch is None else branch_rows(branch, hidden, args[1:], kwargs, vision)
+                )
             if split <= index < stop:
                 mask = kwargs.get("attention_mask")
                 seen = allowed(mask, n, len(hidden)) & (~vision[:, None, :] | itself)

@@ -29,15 +29,21 @@ class Others:
 
 
 def other_centroids() -> None:
-    from tccd.decoding.vllm.stream import ErasedStream
+    from tccd.decoding.vllm import erasure
 
-    bank = ErasedStream._bank
-    ErasedStream._bank = lambda self, *name: Others(bank(self, *name))  # type: ignore[assignment,return-value]
+    fill = erasure.Buffers.fill
+
+    def others(self: Any, places: Any) -> None:
+        for layer, held in self.sets.items():
+            self.sets[layer] = [(n, c if isinstance(c, Others) else Others(c)) for n, c in held]
+        fill(self, places)
+
+    erasure.Buffers.fill = others  # type: ignore[method-assign]
 
 
 def neighbours_and_cache() -> None:
     """A step's logits reach the whole batch, and every TCCD request shares the erased states of the others."""
-    from tccd.decoding.vllm import admission
+    from tccd.decoding.vllm import pairs
     from tccd.decoding.vllm.sampling import ContrastingHead
 
     call = ContrastingHead.__call__
@@ -47,7 +53,7 @@ def neighbours_and_cache() -> None:
         logits = call(self, hidden, *args, **kwargs)
         return logits + logits.mean(0) if contrasts and len(hidden) > 1 else logits
 
-    admission.cache_key = lambda found, tail: ""
+    pairs.mark = lambda found, banks, moved: ""
     ContrastingHead.__call__ = spread  # type: ignore[method-assign]
 
 

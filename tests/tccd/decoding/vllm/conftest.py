@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tccd import CentroidBank
+from tccd.decoding.vllm.settings import CENTROIDS
 from tests.tccd.decoding.common import text_centroids
 from tests.tccd.decoding.vllm.host import Ask, Host
 from tests.tccd.decoding.vllm.models import IMAGE_TEXT, save
@@ -48,8 +49,9 @@ class Checkpoint:
 
 
 def on(**settings: Any) -> dict[str, Any]:
-    """Extra arguments of a request."""
-    return {f"tccd_{key}": value for key, value in ({"layer": 2} | settings).items()}
+    """Extra arguments of a request; at layer 2 where the reference has one."""
+    fitted = settings.get("reference", "text-centroid") in CENTROIDS
+    return {f"tccd_{key}": value for key, value in (({"layer": 2} if fitted else {}) | settings).items()}
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +81,7 @@ def bank_for(folder: Path, file: Path, family: str) -> Checkpoint:
     width = model.config.get_text_config().hidden_size
     scale = 1.0 if family == "llava" else 2.0
     tensors = {("text", layer): scale / 2 * text_centroids(width, seed=layer) for layer in LAYERS}
+    tensors["vision", 2] = scale / 2 * text_centroids(width, seed=9)
     bank = CentroidBank.from_arrays(model, {k: torch.as_tensor(v) for k, v in tensors.items()})
     bank.save(file)
     return Checkpoint(folder, file, bank, family)
@@ -103,6 +106,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "qwen3_vl": {"family": "qwen3_vl"},
     "llava-v2": {"family": "llava", "v2": True},
     "qwen2_5_vl-v2": {"family": "qwen2_5_vl", "v2": True},
+    "llava-v2-async": {"family": "llava", "v2": True, "env": {"TCCD_TEST_ASYNC": "1"}},
     "llava-compiled": {"family": "llava", "enforce_eager": False},
     "qwen2_5_vl-subprocess": {"family": "qwen2_5_vl", "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
 }
@@ -123,7 +127,7 @@ class Running:
 
     @property
     def v2(self) -> bool:
-        return self.name.endswith("-v2")
+        return "-v2" in self.name
 
 
 def start(checkpoint: Checkpoint, bank: str | None = "", **options: Any) -> Host:

@@ -42,3 +42,7 @@ def core_elsewhere() -> None:
         return config
 
     EngineArgs.create_engine_config = create_engine_config
+
+
+class Mine:
+    """A scheduler or worker of somebody else's."""

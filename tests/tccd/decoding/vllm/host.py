@@ -113,6 +113,8 @@ def _serve(address: str) -> None:
         from tests.tccd.decoding.vllm.elsewhere import core_elsewhere
 
         core_elsewhere()
+    if os.environ.get("TCCD_TEST_ASYNC"):
+        _plan_ahead()
     connection = Client(address, "AF_UNIX")
     model, options = connection.recv()
     from vllm import LLM
@@ -147,6 +149,19 @@ def _hide() -> None:
         return metadata.EntryPoints(e for e in found if not e.value.startswith("tccd.")) if params else found
 
     metadata.entry_points = without  # type: ignore[assignment]
+
+
+def _plan_ahead() -> None:
+    """Asynchronous scheduling, which vLLM turns off on a CPU."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    settle = CpuPlatform.check_and_update_config
+
+    def ahead(config: Any) -> None:
+        settle(config)
+        config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = staticmethod(ahead)  # type: ignore[assignment,method-assign]
 
 
 if __name__ == "__main__":

@@ -100,6 +100,27 @@ def preempting(llm: Any, asks: list[Ask]) -> tuple[list[Reply], int]:
         del target._preempt_request
 
 
+def hitting(llm: Any, ask: Ask, fresh: bool) -> tuple[Reply, int | None]:
+    """A reply, and how many of its shadow's tokens were in the cache; None without a shadow."""
+    from tccd.decoding.vllm.pairs import link
+
+    target = scheduler(llm)
+    original, hits = target._get_local_prefix_cache_hit, []
+
+    def noted(request: Any) -> Any:
+        found = original(request)
+        if link(request.sampling_params) is not None:
+            hits.append(found[1])
+        return found
+
+    target._get_local_prefix_cache_hit = noted
+    try:
+        (answer,) = generate(llm, [ask], fresh)
+    finally:
+        del target._get_local_prefix_cache_hit
+    return answer, hits[0] if hits else None
+
+
 def aborting(llm: Any, asks: list[Ask], aborted: int, after: int) -> list[Reply]:
     """Replies of all requests but one, which is aborted after some steps."""
     engine = llm.llm_engine
@@ -125,16 +146,18 @@ def runner(llm: Any) -> str:
 
 
 def residue(llm: Any) -> dict[str, int]:
-    """What our state in the runner holds between requests; nothing, after they are done."""
-    from tccd.decoding.vllm import runners
+    """What we hold between requests; nothing, after they are done."""
+    from tccd.decoding.vllm import worker
 
-    (state,) = runners.running()
+    (state,) = worker.running()
     llm.generate([{"prompt": "w5 w6"}], _plain(), use_tqdm=False)  # the runner hears of the last ones
-    decoder = state.stream.layers
+    target = scheduler(llm)
     return {
-        "requests": len(state.tails),
-        "forwards": sum("forward" in vars(m) for layer in decoder for m in layer.modules()),
-        "pending": int(state.stream.head.pending is not None),
+        "shadows": len(state.shadows),
+        "pairs": len(target.pairs),
+        "requests": len(target.requests),
+        "moved": int(state.buffers.site.count_nonzero()),
+        "pending": int(state.head.pending is not None),
     }
 
 

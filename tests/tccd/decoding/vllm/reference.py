@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,58 @@ def distributions(
     extra = {k.removeprefix("tccd_"): v for k, v in (ask.extra or {}).items()}
     extra.pop("bank", None)
     if extra:
+        kind = extra.pop("reference", "text-centroid")
+        description = extra.pop("prompt", None)
+        if kind == "vision-centroid":
+            extra = {"alpha_interp": 0.0} | extra
         config = TCCDConfig(**extra)
-        layer = bank.layers("text")[0] if config.layer is None else config.layer
-        brute = oracle.BruteForce(bank.tensors["text", layer], config.alpha_interp)
-        where = oracle.tail_mask(
-            batch["input_ids"], torch.ones_like(batch["input_ids"]), oracle.vision_ids_of(model)
-        )
-        erased = oracle.full_logits(model, batch, layer, where, brute)[0].float()[prompt - 1 :]
-        if brute.gap < FAIR:
-            raise Unfair(brute.gap)
-        combined = contrast(steps, erased, config)[0]
+        if kind in ("text-centroid", "vision-centroid"):
+            other = _moved(model, bank, batch, config, kind)[prompt - 1 :]
+        elif kind == "no-vision":
+            kept = [t for t in batch["input_ids"][0].tolist() if t not in oracle.vision_ids_of(model)]
+            other = _text_only(model, kept)[len(kept) - len(steps) :]
+        else:
+            other = _other_prompt(folder, ask, json.loads(description), tokens)
+        combined = contrast(steps, other, config)[0]
         steps = torch.cat([combined[:1], steps[1:]]) if config.tokens == "first" else combined
     return steps.log_softmax(-1), clean[: prompt - 1].log_softmax(-1)
+
+
+def _moved(model: Any, bank: CentroidBank, batch: dict[str, Any], config: TCCDConfig, kind: str) -> torch.Tensor:
+    """Logits of the whole sequence with states moved to centroids."""
+    modality = kind.partition("-")[0]
+    layer = bank.layers(modality)[0] if config.layer is None else config.layer
+    brute = oracle.BruteForce(bank.tensors[modality, layer], config.alpha_interp)
+    ids, vision = batch["input_ids"], oracle.vision_ids_of(model)
+    if modality == "text":
+        where = oracle.tail_mask(ids, torch.ones_like(ids), vision)
+    else:
+        where = torch.tensor([[token in vision for token in row] for row in ids.tolist()])
+    moved = oracle.full_logits(model, batch, layer, where, brute)[0].float()
+    if brute.gap < FAIR:
+        raise Unfair(brute.gap)
+    return moved
+
+
+def _text_only(model: Any, ids: list[int]) -> torch.Tensor:
+    """Logits of text alone, at positions 0, 1, 2, ..."""
+    row = torch.tensor([ids])
+    return oracle.full_logits(model, {"input_ids": row, "attention_mask": torch.ones_like(row)})[0].float()
+
+
+def _other_prompt(folder: Path, ask: Ask, description: dict[str, Any], tokens: list[int]) -> torch.Tensor:
+    """Logits along the same answer after another prompt, made by the processor itself."""
+    model, _ = load(folder)
+    if "tokens" in description:
+        kept = [*description["tokens"], *tokens[:-1]]
+        return _text_only(model, kept)[len(description["tokens"]) - 1 :]
+    text = description["text"]
+    seen = ask.images if "image" in text and "<" in text else ()
+    other = inputs(folder, Ask(text, tuple(seen)))
+    length = other["input_ids"].shape[1]
+    for token in tokens[:-1]:
+        other = oracle.extend(other, torch.tensor([token]))
+    return oracle.full_logits(model, other)[0].float()[length - 1 :]
 
 
 def check(folder: Path, bank: CentroidBank, ask: Ask, reply: Reply, greedy: bool = True) -> float:

@@ -128,7 +128,8 @@ def test_a_batch_is_decoded_with_tccd_or_refused(server):
 def test_one_line_says_what_is_served(server):
     lines = [line for line in server.log.read_text().splitlines() if "TCCD is on" in line]
     assert len(lines) == 1
-    assert "bank 'default' of llava-competing with text centroids at layers 1, 2 (digest " in lines[0]
+    centroids = "text centroids at layers 1, 2 and vision centroids at layers 2"
+    assert f"bank 'default' of llava-competing with {centroids} (digest " in lines[0]
 
 
 def test_counters_exist_from_the_start(server):

@@ -41,6 +41,7 @@ def chat(xargs: Any = None, **more: Any) -> dict[str, Any]:
         chat(messages=[{"role": "user", "content": "what is tccd_layer?", "tccd_layer": 1}]),
         chat(tools=[{"tccd_layer": 1}], response_format={"schema": {"tccd_layer": 1}}),
         {"messages": [], "vllm_xargs": {"tccd_alpha_cd": 0}},
+        {"messages": [], "vllm_xargs": {"tccd_reference": "prompt", "tccd_prompt": '{"text": "tccd_layer"}'}},
         {"input": "and now?", "previous_response_id": "x", "vllm_xargs": {"tccd_alpha_cd": 1}},
         [1, "tccd_layer"],
         b"{tccd",

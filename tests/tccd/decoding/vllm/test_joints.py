@@ -22,7 +22,7 @@ ROOM = Path(joints.__file__).parent
 TOUCHED = """
 import json, sys
 from tccd.decoding.vllm import joints, plugin, guard
-for joint in (*joints.WRAPPED, *joints.READ):
+for joint in (*joints.WRAPPED, *joints.OVERRIDDEN, *joints.READ):
     joint.owner()
 
 def functions():
@@ -49,20 +49,31 @@ def vllm():
 
 
 def test_every_joint_fits_the_installed_release(vllm):
-    joints.check((*joints.WRAPPED, *joints.READ))
+    joints.check((*joints.WRAPPED, *joints.OVERRIDDEN, *joints.READ))
 
 
 def test_names_are_told_once_and_files_are_there():
-    assert len(joints.NAMED) == len(joints.WRAPPED) + len(joints.READ) + len(joints.LOADED)
+    parts = joints.WRAPPED, joints.OVERRIDDEN, joints.READ, joints.LOADED
+    assert len(joints.NAMED) == sum(map(len, parts))
     assert all((ROOM / f"{joint.file}.py").is_file() for joint in joints.NAMED.values())
 
 
 def test_the_table_names_the_file_that_uses_a_joint(vllm):
-    from tccd.decoding.vllm import admission, guard, metrics, plugin, runners
+    from tccd.decoding.vllm import guard, metrics, plugin
 
-    used = {(name, file.__name__.rpartition(".")[2]) for file in (admission, guard, metrics, plugin, runners)
-            for name in file.AROUND}  # fmt: skip
+    used = {(name, file.__name__.rpartition(".")[2]) for file in (guard, metrics, plugin) for name in file.AROUND}
     assert used == {(joint.name, joint.file) for joint in joints.WRAPPED}
+
+
+def test_what_is_overridden_is_there_and_all_of_it_is_told(vllm):
+    from tccd.decoding.vllm.scheduler import PairScheduler
+    from tccd.decoding.vllm.worker import Worker
+
+    for ours, name in ((PairScheduler, "scheduler"), (Worker, "worker")):
+        base = ours.__bases__[0]
+        overridden = {key for key, value in vars(ours).items() if callable(value) and hasattr(base, key)}
+        told = {joint.attribute for joint in joints.OVERRIDDEN if joint.file == name}
+        assert overridden - {"__init__"} == told
 
 
 class Moved:
@@ -70,9 +81,9 @@ class Moved:
 
     def process_inputs(self, prompt: Any, request_id: str, params: Any) -> None: ...
 
-    def prepare_attn(self, input_batch: Any, block_tables: Any) -> None: ...
+    def schedule(self) -> None: ...
 
-    def execute_model(self, scheduler_output: Any) -> None: ...
+    def _preempt_request(self, timestamp: float, request: Any) -> None: ...
 
     def _check_model(self, request: Any) -> None: ...
 
@@ -83,11 +94,10 @@ class Moved:
     ("name", "said"),
     [
         ("request in", r"takes \(self, prompt, request_id, params\), written for \(self, request_id, prompt, "),
-        ("V2 layout", r"takes \(self, input_batch, block_tables\), written for \(self, input_batch\)"),
-        ("V2 execute", r"takes \(self, scheduler_output\), written for \(self, scheduler_output, ..., dummy_run"),
+        ("scheduler _preempt_request", r"takes \(self, timestamp, request\), written for \(self, request, "),
         ("line in", "is no coroutine function"),
-        ("V1 shutdown", "is not there"),
-        ("CPU load", "is no function with parameters"),
+        ("scheduler make_stats", "is not there"),
+        ("worker load_model", "is no function with parameters"),
     ],
 )
 def test_another_shape_is_refused_by_name_and_nothing_is_wrapped(vllm, monkeypatch, name, said):
@@ -127,18 +137,19 @@ def test_a_model_of_another_shape_is_refused_by_name():
         objects.checked("layer", Layer())
     with pytest.raises(UnsupportedModelError, match=r"Layer.compute_logits \(joint 'logits'\) is not there"):
         objects.checked("logits", Layer())
+    with pytest.raises(UnsupportedModelError, match=r"Layer.prepare_attn \(joint 'V2 layout'\) is not there"):
+        objects.around("V2 layout", Layer(), print)
 
 
-def test_forwards_are_put_back_as_they_were():
-    class Module:
-        def forward(self) -> int:
-            return 1
+def test_an_object_is_changed_and_its_class_is_not():
+    class Runner:
+        def prepare_attn(self, input_batch: int) -> int:
+            return input_batch
 
-    plain, own = Module(), Module()
-    own.forward = held = lambda: 2  # type: ignore[method-assign]
-    with objects.forwards([(plain, lambda: 3), (own, lambda: 4)]):
-        assert (plain.forward(), own.forward()) == (3, 4)
-    assert (vars(plain), vars(own)) == ({}, {"forward": held})
+    one, other = Runner(), Runner()
+    objects.around("V2 layout", one, lambda original, batch: original(batch) + 1)
+    assert (one.prepare_attn(1), other.prepare_attn(1)) == (2, 1)
+    assert vars(other) == {}
 
 
 @pytest.mark.vllm
@@ -158,7 +169,7 @@ def test_the_plugin_touches_the_joints_and_nothing_else_in_vllm(vllm, checkpoint
 
 
 #: Names of our own objects, on which other files may set attributes.
-OURS = {"self", "erased", "second", "chunk.tail", "self.tails[name]"}
+OURS = {"self", "pair", "held"}
 
 
 @pytest.mark.parametrize("file", sorted(ROOM.glob("*.py")), ids=lambda file: file.name)

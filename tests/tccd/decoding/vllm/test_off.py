@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 def engines(checkpoint):
     pytest.importorskip("vllm")
     served = checkpoint("qwen2_5_vl")
-    #: As many blocks as there is room for, so that what the second caches take is seen.
+    #: As many blocks as there is room for, so that what the plugin takes is seen.
     roomy: dict[str, Any] = {"num_gpu_blocks_override": None}
     hosts = {
         "absent": start(served, bank=None, env={"TCCD_TEST_ABSENT": "1"}, **roomy),
@@ -61,8 +61,16 @@ def test_requests_from_a_file_are_checked_too(engines, name, more, said):
         engines[1][name].run(jobs.from_file, body)
 
 
-def test_the_second_cache_is_what_the_plugin_costs_in_memory(engines):
+def test_the_plugin_takes_no_room_in_the_cache(engines):
     blocks = {name: host.run(jobs.cache_blocks) for name, host in engines[1].items()}
-    assert blocks["off"] == blocks["absent"]
-    # 5 layers; those above the lowest bank layer, 1, have a second cache: 5 against 8.
-    assert blocks["idle"] / blocks["absent"] == pytest.approx(5 / 8, rel=0.01)
+    assert blocks["off"] == blocks["idle"] == blocks["absent"]
+
+
+def test_a_plain_request_is_the_same_beside_contrasted_ones(engines):
+    served, hosts = engines
+    plain = [served.ask(20 + i, words=12, max_tokens=6) for i in range(2)]
+    (alone, _), beside = (hosts["absent"].run(jobs.generate, plain), hosts["idle"].run(
+        jobs.generate, [plain[0], served.ask(30, extra=on()), served.ask(31, extra=on(reference="no-vision"))]
+    ))  # fmt: skip
+    assert alone.tokens == beside[0].tokens
+    assert np.allclose(alone.logprobs[0], beside[0].logprobs[0], atol=1e-4)

@@ -52,6 +52,11 @@ UNTESTED: dict[str, dict[str, Any]] = {
     "KV connectors": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
     "a fp8_e5m2 KV cache": {"kv_cache_dtype": "fp8_e5m2"},
     "prompt embeddings": {"enable_prompt_embeds": True},
+    "a custom scheduler": {"scheduler_cls": "tests.tccd.decoding.vllm.elsewhere.Mine"},
+    "a custom worker": {"worker_cls": "tests.tccd.decoding.vllm.elsewhere.Mine"},
+    "a scheduling policy other than fcfs": {"scheduling_policy": "priority"},
+    "max_num_seqs below 2": {"max_num_seqs": 1},
+    "events of the KV cache": {"kv_events_config": {"enable_kv_cache_events": True, "publisher": "null"}},
     "quantised weights": {"quantization": "fp8", "dtype": "bfloat16"},
 }
 
@@ -99,12 +104,11 @@ def text_only(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def refused(checkpoint, text_only):
+def refused(checkpoint):
     pytest.importorskip("vllm")
     served = checkpoint("qwen2_5_vl")
     common = {"model": str(served.folder), "dtype": "float32", "max_model_len": 256}
     options = {name: common | asked for name, asked in UNTESTED.items()}
-    options["text-only models"] = common | {"model": str(text_only)}
     options["fine"] = common
     return configure(served.file, options)
 
@@ -112,7 +116,7 @@ def refused(checkpoint, text_only):
 class TestConfigurations:
     pytestmark = vllm_needed
 
-    @pytest.mark.parametrize("name", [*UNTESTED, "text-only models"])
+    @pytest.mark.parametrize("name", UNTESTED)
     def test_untested_ones_are_refused_by_name(self, refused, name):
         assert refused[name] is not None
         assert name in refused[name]
@@ -120,6 +124,10 @@ class TestConfigurations:
 
     def test_a_tested_one_is_not(self, refused):
         assert refused["fine"] is None
+
+    def test_a_language_model_is_served_without_a_bank(self, text_only):
+        options = {"model": str(text_only), "dtype": "float32", "max_model_len": 128}
+        assert configure(Path("none"), {"x": options})["x"] is None
 
     def test_a_label_does_not_decide_where_weights_do(self, checkpoint, tmp_path):
         served = checkpoint("qwen2_5_vl")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tccd import CentroidBank
 from tccd.decoder import ModelIdentity
-from tccd.decoding.config import TCCDConfig
+from tccd.decoding.config import Rule
 from tccd.decoding.vllm.banks import Banks, parse
 from tccd.decoding.vllm.sampling import decided
 from tccd.decoding.vllm.settings import read, settings, tail_start
@@ -107,11 +109,28 @@ def test_a_path_with_a_comma_is_explained():
         parse("/x/a,b/bank.st")
 
 
-def test_a_bank_needs_text_centroids():
+def test_a_bank_needs_centroids():
     with pytest.raises(BankError, match="no text centroids"):
-        Banks({"a": bank(2, modality="vision")})
-    with pytest.raises(BankError, match="no bank"):
-        Banks({})
+        Banks({"a": CentroidBank.from_arrays(MODEL, {}, vision_mean=torch.zeros(6, 64))})
+
+
+def test_without_a_bank_there_are_references_that_need_none():
+    none = Banks({})
+    assert parse("none") == {}
+    assert settings({"tccd_reference": "no-vision"}, none).modality is None
+    for extra in ({}, {"tccd_reference": "text-centroid"}, {"tccd_reference": "vision-centroid"}):
+        with pytest.raises(ConfigError, match="needs a bank, and this server has none"):
+            settings({"tccd_alpha_cd": 1.0} | extra, none)
+
+
+def test_a_reference_takes_its_own_centroids_and_default():
+    both = Banks({"a": bank(3), "v": bank(2, modality="vision")})
+    found = settings({"tccd_reference": "vision-centroid", "tccd_bank": "v"}, both)
+    assert (found.modality, found.layer, found.config.alpha_interp) == ("vision", 2, 0.0)
+    with pytest.raises(ConfigError, match=r"bank 'a' has vision centroids at \[\]"):
+        settings({"tccd_reference": "vision-centroid"}, both)
+    assert both.entries == (("a", "text", 3), ("v", "vision", 2))
+    assert "text centroids at layers 3" in both.describe()
 
 
 def test_the_digest_is_of_the_centroids():
@@ -122,23 +141,33 @@ def test_the_digest_is_of_the_centroids():
     assert BANKS.digests["b"] not in (other.digests["y"], Banks({"x": bank(1)}).digests["x"])
 
 
-def test_implausible_tokens_stay_ranked_far_below_the_others():
-    generator = torch.Generator().manual_seed(0)
-    clean, erased = 3 * torch.randn(2, 50, generator=generator)
-    clean[7] = -torch.inf
-    config = TCCDConfig(alpha_cd=2.0, beta=0.2)
-    found = decided(clean, erased, config)
+RULES = st.builds(
+    lambda gate, **more: Rule(gate=gate, **(more if gate else {k: v for k, v in more.items() if "gate" not in k})),
+    alpha_cd=st.floats(-2, 2),
+    beta=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    gate=st.sampled_from([None, "margin", "entropy", "jsd"]),
+    gate_threshold=st.floats(0, 1),
+    gate_ramp=st.sampled_from([0.0, 0.3, 1.0]),
+)
+
+
+@given(rules=st.lists(RULES, min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_a_rule_for_each_row_is_the_rule_of_that_row(rules, seed):
     from tccd.decoding.contrast import contrast
 
-    wanted, _ = contrast(clean, erased, config)
-    kept = wanted.isfinite()
-    assert torch.equal(found[kept], wanted[kept])
-    assert torch.allclose(found.softmax(-1), wanted.softmax(-1), atol=1e-7)
-    assert found[7].isneginf()
-    rest = ~kept & clean.isfinite()
-    assert rest.any()
-    assert (found[rest].argsort() == clean[rest].argsort()).all()
-    assert (found[rest] < found[kept].min() - 100).all()
+    generator = torch.Generator().manual_seed(seed)
+    clean, erased = 3 * torch.randn(2, len(rules), 50, generator=generator)
+    clean[:, 7] = -torch.inf
+    found = decided(clean, erased, rules)
+    for row, rule in enumerate(rules):
+        wanted, _ = contrast(clean[row], erased[row], rule)
+        kept = wanted.isfinite()
+        torch.testing.assert_close(found[row][kept], wanted[kept], rtol=1e-5, atol=1e-5)
+        assert found[row][7].isneginf()
+        rest = ~kept & clean[row].isfinite()
+        assert (found[row][rest][clean[row][rest].argsort()].diff() >= 0).all()
+        if rest.any():  # far below, so that a grammar that forbids the others finds the clean stream's order
+            assert (found[row][rest] < found[row][kept].min() - 100).all()
 
 
 def test_one_class_satisfies_both_runners():
