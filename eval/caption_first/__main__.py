@@ -183,7 +183,7 @@ def _material(seed: int, options: argparse.Namespace) -> tuple[dict[str, Any], d
     learner = Learner(seed)
     shown, test = scenes("train", options.images), scenes("test", options.tests)
     questions = sorted({sample.prompt for scene in scenes("train") for sample in scene.samples})
-    material = {
+    material: dict[str, Any] = {
         "learner": learner,
         "speaker": Speaker(learner, questions),
         "train": shown,

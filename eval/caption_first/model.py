@@ -70,7 +70,7 @@ class Learner:
         alone = self.processor(
             text=[BOS + self.family.image], images=[[scene.samples[0].image]], return_tensors="pt"
         )
-        return alone["input_ids"][0].tolist()  # type: ignore[no-any-return]
+        return alone["input_ids"][0].tolist()
 
     def hidden(
         self, prefix: Sequence[int], rows: Sequence[Sequence[Text]], seen: Tensor | None

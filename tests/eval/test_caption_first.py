@@ -93,7 +93,7 @@ def test_the_next_token_is_that_of_the_whole_model(learner, shown):
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.json"
-    size = "--seeds 1 --images 8 --tests 4 --steps 2 --text-steps 2".split()
+    size = ["--seeds", "1", "--images", "8", "--tests", "4", "--steps", "2", "--text-steps", "2"]
     monkeypatch.setattr(sys, "argv", ["x", "--work-dir", str(tmp_path / "w"), "--out", str(out), *size])
     experiment.main()
     first = json.loads(out.read_text())
@@ -101,9 +101,9 @@ def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     (tmp_path / "w" / "vqa-0.json").unlink()
     capsys.readouterr()
     experiment.main()
-    assert [line for line in capsys.readouterr().out.splitlines() if "CPU seconds" in line][0].startswith(
-        "seed 0, vqa"
-    )
+    trained = [line for line in capsys.readouterr().out.splitlines() if "CPU seconds" in line]
+    assert len(trained) == 1
+    assert trained[0].startswith("seed 0, vqa")
     assert json.loads(out.read_text())["rows"] == first["rows"]
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--steps", "3"])
     with pytest.raises(SystemExit, match="another --work-dir"):
