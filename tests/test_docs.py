@@ -20,6 +20,7 @@ from tccd.__main__ import app
 from tccd.data.benchmarks import BENCHMARKS
 from tccd.decoding.config import TCCDConfig
 from tccd.decoding.vllm.settings import KEYS
+from tccd.versions import TESTED
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -124,9 +125,11 @@ def test_every_extra_is_told() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     assert not [name for name in extras if f"| `{name}` |" not in page("install")]
-    low, high = re.search(r"transformers>=([\d.]+),<([\d.]+)", str(project["dependencies"])).groups()
-    last = f"{high.split('.')[0]}.{int(high.split('.')[1]) - 1}"
-    assert f"transformers {low} to {last}" in page("install")
+    assert f"transformers>={TESTED[0]}" in project["dependencies"]
+    assert f"transformers {TESTED[0]} to {TESTED[1]}" in page("install")
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"LOWEST := {TESTED[0]}." in makefile
+    assert f"NEWEST := {TESTED[1]}." in makefile
 
 
 def test_every_target_of_make_that_is_told_is_there() -> None:
