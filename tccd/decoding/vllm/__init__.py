@@ -5,7 +5,8 @@ vLLM finds the plugin by its entry points; nothing here is imported by hand. Tes
 A request passes through three processes, and so through these files:
 
 1. The front end takes it in. `http`, `guard`, `settings`: bad ones are refused before anything is made of them.
-   `prompts` makes the tokens of another prompt, `admission` refuses what can never fit, `metrics` counts.
+   `prompts` makes the tokens of another prompt, `blank` asks the image processor what grey is, `admission` refuses
+   what can never fit, `metrics` counts.
 2. The engine schedules it. `pairs` makes a second sequence of it, its shadow; `scheduler` keeps the two in step.
 3. The worker runs both. `worker` hears of each step, `erasure` moves a shadow's rows to centroids, `sampling`
    contrasts the logits of the two.

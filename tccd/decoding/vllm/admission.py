@@ -37,8 +37,12 @@ def check(request: Any, found: Settings, vision_ids: tuple[int, ...], room: Room
         other = len(request.sampling_params.extra_args[TOKENS]["tokens"])
     elif not modalities or tail_start(ids, vision_ids) is None:
         raise VLLMValidationError(NO_IMAGE)
+    elif found.reference == "blank-image" and set(modalities) != {"image"}:
+        raise VLLMValidationError("tccd_reference 'blank-image' takes images; this prompt has a video")
+    elif found.reference == "no-vision":
+        other = len(without_vision(ids, vision_ids, request.mm_features))
     else:
-        other = len(without_vision(ids, vision_ids, request.mm_features)) if found.modality is None else len(ids)
+        other = len(ids)
     said = room.lacks(len(ids), other, request.sampling_params.max_tokens)
     if said:
         raise VLLMValidationError(said)

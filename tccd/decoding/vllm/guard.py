@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tccd.decoding.vllm import admission, banks, http, joints, metrics, objects, pairs, promise, prompts
+from tccd.decoding.vllm import admission, banks, blank, http, joints, metrics, objects, pairs, promise, prompts
 from tccd.decoding.vllm.refusals import vision_ids
 from tccd.decoding.vllm.settings import Settings, asked, listed, settings
 from tccd.errors import ConfigError, TCCDError
@@ -96,8 +96,10 @@ def _process_inputs(
         if found is not None:
             if found.prompt is not None:
                 _add_prompt(processor, request, found.prompt)
+            if found.reference == "blank-image":
+                _add_grey(processor, request)
             admission.check(request, found, vision_ids(processor.vllm_config), _room(processor.vllm_config))
-            metrics.admitted(processor.model_config.served_model_name)
+            metrics.admitted(processor.model_config.served_model_name, found.reference)
     except Exception:
         _forget_images(processor.renderer.mm_processor_cache, prompt, request)
         raise
@@ -119,6 +121,19 @@ def _add_prompt(processor: Any, request: Any, description: str) -> None:
     except ConfigError as error:
         raise VLLMValidationError(str(error)) from error
     objects.give(request.sampling_params, pairs.TOKENS, {"tokens": tokens, "images": places})
+
+
+def _add_grey(processor: Any, request: Any) -> None:
+    """Give a request what a grey picture is to the image processor, which the engine has not."""
+    from vllm.exceptions import VLLMValidationError
+
+    if not request.mm_features:
+        return  # which admission refuses
+    try:
+        grey = blank.look(processor.renderer.get_mm_processor())
+    except ConfigError as error:
+        raise VLLMValidationError(str(error)) from error
+    objects.give(request.sampling_params, blank.KEY, grey)
 
 
 def _room(config: Any) -> admission.Room:

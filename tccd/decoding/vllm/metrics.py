@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from tccd.decoding.vllm import banks, objects
-from tccd.decoding.vllm.settings import settings
+from tccd.decoding.vllm.settings import served, settings
 
 
 @lru_cache
@@ -20,32 +20,33 @@ def _counters() -> tuple[Any, Any]:
     from prometheus_client import Counter
 
     return (
-        Counter("tccd_requests", "Requests decoded with TCCD.", ["model_name"]),
-        Counter("tccd_generation_tokens", "Tokens generated with TCCD.", ["model_name"]),
+        Counter("tccd_requests", "Requests decoded with TCCD.", ["model_name", "reference"]),
+        Counter("tccd_generation_tokens", "Tokens generated with TCCD.", ["model_name", "reference"]),
     )
 
 
-def admitted(model_name: Any) -> None:
+def admitted(model_name: Any, reference: str) -> None:
     """Count a request."""
-    _counters()[0].labels(_name(model_name)).inc()
+    _counters()[0].labels(_name(model_name), reference).inc()
 
 
 def _add_request(original: Callable[..., Any], processor: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(processor, request, *args, **kwargs)
     params = request.sampling_params
-    if params is not None and settings(params.extra_args, banks.loaded()) is not None:
-        objects.note(processor.request_states[request.request_id], True)
+    found = None if params is None else settings(params.extra_args, banks.loaded())
+    if found is not None:
+        objects.note(processor.request_states[request.request_id], found.reference)
     return result
 
 
 def _process_outputs(original: Callable[..., Any], processor: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
-    tokens = 0
+    tokens: dict[str, int] = {}
     for output in outputs:
-        state = processor.request_states.get(output.request_id)
-        if objects.noted(state):
-            tokens += len(output.new_token_ids)
-    if tokens:
-        _counters()[1].labels(objects.noted(processor, "")).inc(tokens)
+        reference = objects.noted(processor.request_states.get(output.request_id))
+        if reference:
+            tokens[reference] = tokens.get(reference, 0) + len(output.new_token_ids)
+    for reference, count in tokens.items():
+        _counters()[1].labels(objects.noted(processor, ""), reference).inc(count)
     return original(processor, outputs, *args, **kwargs)
 
 
@@ -55,7 +56,8 @@ def _start(original: Callable[..., Any], engine: Any, vllm_config: Any, *args: A
     name = _name(vllm_config.model_config.served_model_name)
     objects.note(engine.output_processor, name)
     for counter in _counters():
-        counter.labels(name)
+        for reference in served(banks.loaded()):
+            counter.labels(name, reference)
 
 
 def _name(served: Any) -> str:

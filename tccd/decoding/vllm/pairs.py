@@ -5,6 +5,7 @@ depends on the reference:
 
 - `text-centroid`, `vision-centroid`: the same prompt, with rows that the worker moves to centroids;
 - `no-vision`: the prompt without its image tokens, closed up;
+- `blank-image`: the same prompt, with grey pictures;
 - `prompt`: the tokens that the front end made of other words.
 
 Blocks that hold the same states are shared through vLLM's prefix cache. It finds a block by a hash of its tokens,
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tccd.decoding.vllm import blank
 from tccd.decoding.vllm.banks import Banks
 from tccd.decoding.vllm.settings import Settings, tail_start
 from tccd.errors import TCCDError
@@ -102,6 +104,9 @@ def make(request: Any, found: Settings, banks: Banks, vision_ids: Sequence[int],
     elif found.reference == "no-vision":
         ids = without_vision(ids, vision_ids, features)
         features, shared, moved = [], first, None
+    elif found.reference == "blank-image":
+        features = blank.instead(features, (request.sampling_params.extra_args or {})[blank.KEY])
+        shared, moved = first, None
     else:
         vision = set(vision_ids)
         moved = tail if found.modality == "text" else next(i for i, t in enumerate(ids) if t in vision)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tccd.decoding.vllm import banks, joints, objects
+from tccd.decoding.vllm.settings import served
 from tccd.errors import TCCDError
 
 #: Classes of ours that an engine takes for its own, by whether it plans a step while the one before it runs.
@@ -98,7 +99,9 @@ def _announce() -> None:
     if not _announced:
         from vllm.logger import init_logger
 
-        init_logger("vllm.plugins.tccd").info("TCCD is on: %s", banks.loaded().describe())
+        found = banks.loaded()
+        said = found.describe() or "no bank"
+        init_logger("vllm.plugins.tccd").info("TCCD is on: %s; references %s", said, ", ".join(served(found)))
         _announced = True
 
 

@@ -54,7 +54,6 @@ def check_config(config: Any) -> None:
     text = model.hf_text_config
     layer_types = set(getattr(text, "layer_types", None) or ())
     untested = {
-        "tensor parallelism": parallel.tensor_parallel_size > 1,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "data parallelism": parallel.data_parallel_size > 1,
         "expert parallelism": parallel.enable_expert_parallel,
@@ -68,7 +67,8 @@ def check_config(config: Any) -> None:
         "encoder-cache connectors": config.ec_transfer_config is not None,
         f"a {cache.cache_dtype} KV cache": cache.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
         "KV-sharing fast prefill": cache.kv_sharing_fast_prefill,
-        "quantised weights": model.quantization is not None,
+        "weights quantised otherwise than to int8 by compressed-tensors": model.quantization is not None
+        and not _int8(model),
         "weight offloading": config.offload_config.uva.cpu_offload_gb > 0
         or config.offload_config.prefetch.offload_group_size > 0,
         "MLA": model.use_mla,
@@ -85,7 +85,6 @@ def check_config(config: Any) -> None:
         "a scheduling policy other than fcfs": config.scheduler_config.policy != "fcfs",
         "max_num_seqs below 2": config.scheduler_config.max_num_seqs < 2,
         "events of the KV cache": bool(config.kv_events_config and config.kv_events_config.enable_kv_cache_events),
-        "mixtures of experts": model.is_moe,
         "vLLM's Rust front end": os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"),
     }
     found = [name for name, there in untested.items() if there]
@@ -158,6 +157,14 @@ def _other(name: str, differ: str) -> BankMismatchError:
         f"bank {name!r}: the bank was fitted for another model ({differ}). Serve the model it was fitted for, or "
         "fit a bank for this one (tccd fit)"
     )
+
+
+def _int8(model: Any) -> bool:
+    """Whether a model's weights are quantised to int8 by compressed-tensors, and in no other way."""
+    held = getattr(model.hf_config, "quantization_config", None) or {}
+    weights = [group.get("weights") or {} for group in dict(held.get("config_groups") or {}).values()]
+    fits = [(one.get("num_bits"), one.get("type")) == (8, "int") for one in weights]
+    return model.quantization == "compressed-tensors" and bool(fits) and all(fits)
 
 
 def _is_default(found: Any, unset: Any, *ours: str) -> bool:

@@ -18,7 +18,7 @@ from tccd.decoding.config import TCCDConfig
 from tccd.decoding.vllm import prompts
 from tccd.decoding.vllm.banks import Banks
 from tccd.errors import ConfigError
-from tccd.modality import Modality
+from tccd.modality import MODALITIES, Modality
 
 PREFIX = "tccd_"
 #: Keys of a request: the settings of `TCCDConfig`, the bank's name, the reference and its prompt.
@@ -28,11 +28,11 @@ QUOTED, LONGEST_PROMPT = 200, 2**16
 #: References that move states to centroids: whose, and what they keep of a state unless the request says.
 CENTROIDS: dict[str, tuple[Modality, float]] = {"text-centroid": ("text", 0.4), "vision-centroid": ("vision", 0.0)}
 #: What a request may contrast with.
-REFERENCES = (*CENTROIDS, "no-vision", "prompt")
+REFERENCES = (*CENTROIDS, "no-vision", "blank-image", "prompt")
 #: References that are in transformers only, and why.
 ELSEWHERE = {
-    "mean-vision": "its columns are no tokens of a sequence",
-    "blank-image": "its picture would have to pass the image processor in another process",
+    "mean-vision": "in the image's place it sees keys and values of no token, and a block of vLLM's cache holds "
+    "those of tokens that were computed",
     "noised-image": "its pixels would have to be made anew in each process",
     "early-exit": "its layers would have to pass the head of a compiled model",
 }
@@ -71,6 +71,12 @@ class Settings:
         """Decoder layer whose output is replaced."""
         assert self.config.layer is not None
         return self.config.layer
+
+
+def served(banks: Banks) -> tuple[str, ...]:
+    """References that a server with these banks takes."""
+    fitted = {modality for name in banks.names for modality in MODALITIES if banks.layers(name, modality)}
+    return tuple(name for name in REFERENCES if name not in CENTROIDS or CENTROIDS[name][0] in fitted)
 
 
 def quoted(value: Any) -> str:

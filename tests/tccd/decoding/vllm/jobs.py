@@ -195,11 +195,11 @@ def reading(llm: Any, asks: list[Ask]) -> tuple[int, int]:
 
 
 def metrics(llm: Any) -> dict[str, float]:
-    """Our counters."""
+    """Our counters, by name and reference."""
     from prometheus_client import REGISTRY
 
     return {
-        sample.name: sample.value
+        f"{sample.name} {sample.labels['reference']}": sample.value
         for family in REGISTRY.collect()
         for sample in family.samples
         if sample.name.startswith("tccd_") and sample.name.endswith("_total")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.tiny import END, IMAGE, START, VIDEO, VOCAB, tiny
+from tests.tiny import END, IMAGE, START, VIDEO, VOCAB, randomise, tiny
 
 NAMES = {IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>", START: "<|vision_start|>", END: "<|vision_end|>"}
 #: What stands for one image in a prompt's text.
@@ -50,3 +52,47 @@ def save(family: str, folder: Path) -> None:
     make, videos = kinds[family]
     model.save_pretrained(folder)
     make(image_processor=images, tokenizer=tokenizer(), video_processor=videos(**sizes)).save_pretrained(folder)
+
+
+def save_text(config: Any, folder: Path) -> None:
+    """Write a random language model of a config, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    randomise(model)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+def save_int8(source: Path, folder: Path) -> None:
+    """Write a checkpoint with its language model's layers in int8 (W8A8): one scale a channel, one a token."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    tensors = load_file(source / "model.safetensors")
+    for name in [n for n in tensors if "language_model" in n and n.endswith("_proj.weight")]:
+        weight = tensors.pop(name)
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        tensors[name] = (weight / scale).round().to(torch.int8)
+        tensors[name + "_scale"] = scale
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    kind = {"num_bits": 8, "type": "int", "symmetric": True}
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head", "re:.*vision_tower.*", "re:.*multi_modal_projector.*", "re:.*lm_head.*"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": kind | {"strategy": "channel", "dynamic": False},
+                "input_activations": kind | {"strategy": "token", "dynamic": True},
+            }
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from tccd import CentroidBank
 from tccd.decoding.config import TCCDConfig
@@ -32,10 +33,12 @@ class Unfair(Exception):
 @lru_cache
 def load(folder: Path) -> tuple[Any, Any]:
     """Model and processor in fp32."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    import transformers as hf
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoProcessor.from_pretrained(folder)
+    seeing = hasattr(hf.AutoConfig.from_pretrained(folder), "vision_config")
+    kind = hf.AutoModelForImageTextToText if seeing else hf.AutoModelForCausalLM
+    reader = hf.AutoProcessor if seeing else hf.AutoTokenizer
+    return kind.from_pretrained(folder, dtype=torch.float32).eval(), reader.from_pretrained(folder)
 
 
 def inputs(folder: Path, ask: Ask) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def inputs(folder: Path, ask: Ask) -> dict[str, Any]:
     _, processor = load(folder)
     images = {"images": list(ask.images)} if ask.images else {}
     found = dict(processor(text=ask.prompt, return_tensors="pt", **images))
-    return {k: v for k, v in found.items() if k not in ("image_sizes",)}
+    return {k: v for k, v in found.items() if k not in ("image_sizes", "token_type_ids")}
 
 
 def distributions(
@@ -70,6 +73,8 @@ def distributions(
         elif kind == "no-vision":
             kept = [t for t in batch["input_ids"][0].tolist() if t not in oracle.vision_ids_of(model)]
             other = _text_only(model, kept)[len(kept) - len(steps) :]
+        elif kind == "blank-image":
+            other = _grey(folder, ask, tokens)[prompt - 1 :]
         else:
             other = _other_prompt(folder, ask, json.loads(description), tokens)
         combined = contrast(steps, other, config)[0]
@@ -97,6 +102,15 @@ def _text_only(model: Any, ids: list[int]) -> torch.Tensor:
     """Logits of text alone, at positions 0, 1, 2, ..."""
     row = torch.tensor([ids])
     return oracle.full_logits(model, {"input_ids": row, "attention_mask": torch.ones_like(row)})[0].float()
+
+
+def _grey(folder: Path, ask: Ask, tokens: list[int]) -> torch.Tensor:
+    """Logits of the whole sequence with a grey picture of the same size for each image, through the processor."""
+    greys = tuple(Image.new("RGB", image.size, (128, 128, 128)) for image in ask.images)
+    other = inputs(folder, Ask(ask.prompt, greys))
+    for token in tokens[:-1]:
+        other = oracle.extend(other, torch.tensor([token]))
+    return oracle.full_logits(load(folder)[0], other)[0].float()
 
 
 def _other_prompt(folder: Path, ask: Ask, description: dict[str, Any], tokens: list[int]) -> torch.Tensor:

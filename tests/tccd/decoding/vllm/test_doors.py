@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tccd.decoding.vllm.settings import REFERENCES
 from tests.tccd.decoding.vllm.conftest import SMALL
 from tests.tccd.decoding.vllm.serving import MODEL, serving
 
@@ -130,11 +131,13 @@ def test_one_line_says_what_is_served(server):
     assert len(lines) == 1
     centroids = "text centroids at layers 1, 2 and vision centroids at layers 2"
     assert f"bank 'default' of llava-competing with {centroids} (digest " in lines[0]
+    assert lines[0].endswith("references " + ", ".join(REFERENCES))
 
 
 def test_counters_exist_from_the_start(server):
     for name in ("tccd_requests_total", "tccd_generation_tokens_total"):
-        assert f'{name}{{model_name="{MODEL}"}} 0.0' in server.first
+        for reference in REFERENCES:
+            assert f'{name}{{model_name="{MODEL}",reference="{reference}"}} 0.0' in server.first
 
 
 def test_without_a_bank_there_are_no_counters(bare):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tccd.decoding.vllm.settings import REFERENCES
 from tests.tccd.decoding.vllm import jobs, reference
 from tests.tccd.decoding.vllm.conftest import Running, on
 from tests.tccd.decoding.vllm.host import Ask
@@ -229,10 +230,15 @@ def test_parameters_are_read_once_a_process(engine):
 
 def test_requests_and_tokens_are_counted(engine):
     before = engine.host.run(jobs.metrics)
-    engine.host.run(jobs.generate, [engine.checkpoint.ask(96, extra=x, max_tokens=5) for x in (on(), None)])
+    asked = {"text-centroid": 5, "no-vision": 3, None: 4}
+    extras = {None: None} | {name: on(reference=name) for name in asked if name}
+    batch = [engine.checkpoint.ask(96, extra=extras[name], max_tokens=count) for name, count in asked.items()]
+    engine.host.run(jobs.generate, batch)
     after = engine.host.run(jobs.metrics)
-    assert after["tccd_requests_total"] - before.get("tccd_requests_total", 0) == 1
-    assert after["tccd_generation_tokens_total"] - before.get("tccd_generation_tokens_total", 0) == 5
+    counted = {name: after[name] - before[name] for name in after}
+    for name in REFERENCES:  # all of them from 0
+        assert counted[f"tccd_requests_total {name}"] == (name in asked)
+        assert counted[f"tccd_generation_tokens_total {name}"] == asked.get(name, 0)
 
 
 def _vision(engine: Running) -> set[int]:

@@ -41,6 +41,8 @@ def asks(engine: Running, **params: Any) -> list[Ask]:
         make(206, images=0, words=9, extra=on(**prompt, prompt=other(engine, words(engine, 3, 206))), **params),
         make(207, images=2, extra=on(**prompt, prompt=other(engine, words(engine, 9, 207), images=2),
                                      tokens="first"), **params),
+        make(211, words=30, extra=on(reference="blank-image"), **params),
+        make(212, images=2, words=9, extra=on(reference="blank-image", alpha_cd=0.5, beta=0.1), **params),
         make(208, images=0, words=9, **params),
         make(209, extra=on(), **params),
         make(210, images=0, words=12, extra=on(**prompt, prompt='{"tokens": [7, 8, 9, 10]}'), **params),

@@ -44,7 +44,6 @@ print("FOUND", json.dumps(found))
 
 #: name in the message -> what asks for it
 UNTESTED: dict[str, dict[str, Any]] = {
-    "tensor parallelism": {"tensor_parallel_size": 2},
     "pipeline parallelism": {"pipeline_parallel_size": 2},
     "data parallelism": {"data_parallel_size": 2},
     "speculative decoding": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
@@ -57,7 +56,7 @@ UNTESTED: dict[str, dict[str, Any]] = {
     "a scheduling policy other than fcfs": {"scheduling_policy": "priority"},
     "max_num_seqs below 2": {"max_num_seqs": 1},
     "events of the KV cache": {"kv_events_config": {"enable_kv_cache_events": True, "publisher": "null"}},
-    "quantised weights": {"quantization": "fp8", "dtype": "bfloat16"},
+    "weights quantised otherwise than to int8 by compressed-tensors": {"quantization": "fp8", "dtype": "bfloat16"},
 }
 
 
