@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -22,6 +22,9 @@ from tccd.decoder import find_decoder
 from tccd.errors import ConfigError, DataError
 from tccd.modality import Modality
 
+#: By sample: its codes, the code of its mean row, and that row's squared distance to its centroid; None where a
+#: value is not finite.
+Lookup = list[list[Any] | None]
 #: What of a sample counts as its text.
 Text = Literal["prompt", "answer", "both"]
 
@@ -164,13 +167,13 @@ def assign(
             made = make(batch, start)
         else:
             made = journal.chunk(first + start, batch, partial(make, batch, start))
-        store.add(_records(made), made["pictures"])
+        store.add(records(made), made["pictures"])
         if progress is not None:
             progress(start + len(batch))
     return store
 
 
-def look_up(rows: Tensor, lengths: Sequence[int], centroids: Centroids) -> list[list[Any] | None]:
+def look_up(rows: Tensor, lengths: Sequence[int], centroids: Centroids) -> Lookup:
     """Rows of several samples -> the codes of each.
 
     Args:
@@ -185,24 +188,29 @@ def look_up(rows: Tensor, lengths: Sequence[int], centroids: Centroids) -> list[
     """
     rows = rows.float()
     nearest = centroids.search(rows).cpu().numpy()
-    found: list[list[Any] | None] = []
-    end = 0
-    for length in lengths:
-        start, end = end, end + length
-        mine = rows[start:end]
-        if not bool(torch.isfinite(mine).all()):
+    ends = np.cumsum(lengths)
+    parts = [rows[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    finite = torch.isfinite(rows).all(-1).cpu().numpy()
+    none = rows.new_zeros(rows.shape[1])
+    means = torch.stack([part.double().mean(0).float() if len(part) else none for part in parts])
+    homes = centroids.search(means)
+    spread = (means - centroids.to(means.device).vectors[homes]).square().sum(-1).tolist()
+    found: Lookup = []
+    for end, length, home, gap in zip(ends.tolist(), lengths, homes.tolist(), spread, strict=True):
+        here = slice(end - length, end)
+        if not finite[here].all():
             found.append(None)
-        elif not length:
-            found.append([[], 0, 0.0])
         else:
-            mean = mine.double().mean(0, keepdim=True).float()
-            home = int(centroids.search(mean))
-            gap = mean[0] - centroids.vectors[home].to(mean.device)
-            found.append([np.unique(nearest[start:end]).tolist(), home, float(gap.square().sum())])
+            found.append([np.unique(nearest[here]).tolist(), home, gap] if length else [[], 0, 0.0])
     return found
 
 
-def _records(made: dict[str, Any]) -> list[Record]:
+def records(made: Mapping[str, Any]) -> list[Record]:
+    """Codes of a batch, as a journal keeps them, as records.
+
+    Args:
+        made: `text` and `vision`, as `look_up` gives them, and `tokens`, text rows of each sample.
+    """
     return [
         Record(
             np.array(text[0], np.int64),
