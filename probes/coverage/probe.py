@@ -134,7 +134,13 @@ def coverage(
             )
             first += len(samples)
     tallies = tally(stores, codebooks.k, {one.name: _facts(one.samples) for one in sources}, draws, seed)
-    config = {"text": text, "text_tokens": text_tokens, "least": least, "draws": draws, "seed": seed}
+    config: dict[str, Any] = {
+        "text": text,
+        "text_tokens": text_tokens,
+        "least": least,
+        "draws": draws,
+        "seed": seed,
+    }
     config |= {} if copy is None else {"fitted_on": copy}
     result = envelope(
         f"What {_listed(list(read))} cover{'' if len(read) > 1 else 's'}", config, installed(), SCHEMA
