@@ -60,15 +60,13 @@ class Step:
     def activate(self, layer: int | None) -> bool:
         """Pack the twins begun below `layer` (all of them for None) from now on; False if they run no row."""
         self._layer = layer
-        self.active = [p for p in self.twins if layer is None or p.stream.reference.layer < layer]
-        rows = sum(part.rows for part in self.active)
-        batch = len(self.active[0].stream.columns.start) if self.active else 1
-        # The same for every layer: what the parts run is known before the first.
-        self.padding = (
-            -(self.n + rows) % max(1, EVEN_ROWS // math.gcd(EVEN_ROWS, batch)) if rows and self.prefill else 0
-        )
-        self.padding = min(self.padding, self.n)
-        return rows > 0
+        active = [p for p in self.twins if layer is None or p.stream.reference.layer < layer]
+        if len(active) > len(self.active):  # a twin that has begun stays
+            self.active, self._packed = active, None
+            rows = sum(part.rows for part in active)
+            every = EVEN_ROWS // math.gcd(EVEN_ROWS, len(active[0].stream.columns.start))
+            self.padding = min(-(self.n + rows) % every, self.n) if self.prefill and rows else 0
+        return any(part.rows for part in active)
 
     @property
     def width(self) -> int:

@@ -89,10 +89,23 @@ def test_a_sliding_window_that_no_mask_tells_of(calls: list[tuple[int, int]]) ->
     cached = new_tokens(generate(model, batch, 5, contrast), batch)
     whole = new_tokens(generate(model, batch, 5, contrast, use_cache=False), batch)
     torch.testing.assert_close(cached[1], whole[1], rtol=0, atol=1e-4)
+
+    masked = tiny("llava")
+    for layer in masked.model.language_model.layers:
+        layer.register_forward_pre_hook(_within_window, with_kwargs=True)
+    tokens, logits = oracle.greedy_with(masked, batch, [lambda b: oracle.withheld_logits(masked, b)], [1.0], 5)
+    assert cached[0].tolist() == tokens.tolist()
+    torch.testing.assert_close(cached[1].float(), logits, rtol=0, atol=1e-4)
     wide = tiny("llava")
     assert not torch.allclose(
         cached[1], new_tokens(generate(wide, batch, 5, Contrast(wide, no_vision())), batch)[1]
     )
+
+
+def _within_window(layer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    n = (args[0] if args else kwargs["hidden_states"]).shape[1]
+    mask = torch.ones(n, n, dtype=torch.bool).tril().triu(1 - 4)
+    return args, kwargs | {"attention_mask": mask[None, None]}
 
 
 def _windowed(forward: Any) -> Any:
@@ -105,4 +118,12 @@ def test_what_an_erased_stream_can_not_take_is_refused(calls: list[tuple[int, in
     forward = attention.forward
     attention.forward = lambda *args, **kwargs: forward(*args, **kwargs, softcap=30.0)
     with pytest.raises(UnsupportedModelError, match=r"softcap.*eager"):
+        generate(model, inputs("llava", SINGLE), 1, Contrast(model, no_vision()))
+
+
+def test_attention_that_does_not_go_through_the_table_is_refused(calls: list[tuple[int, int]]) -> None:
+    model = flashing(tiny("llava"))
+    attention = model.model.language_model.layers[2].self_attn
+    attention.forward = lambda hidden_states, **kwargs: (torch.zeros_like(hidden_states), None)
+    with pytest.raises(UnsupportedModelError, match=r"layer 2 did not run its attention \(flash_attention_2\)"):
         generate(model, inputs("llava", SINGLE), 1, Contrast(model, no_vision()))

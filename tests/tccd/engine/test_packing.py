@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tccd import TCCD, Contrast, no_vision
+from tccd import TCCD, Contrast, no_vision, text_centroid
 from tccd.engine import attention, masks, session
 from tccd.modality import modality_map, vision_token_ids
-from tests.tccd.decoding.common import RAGGED, SINGLE, generate, text_bank
-from tests.tiny import inputs, tiny
+from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens, text_bank
+from tests.tiny import Row, inputs, tiny
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -72,6 +72,21 @@ def test_each_stream_runs_over_the_keys_that_it_may_see(monkeypatch: pytest.Monk
     prefill, decode = calls[: 2 * layers], calls[2 * layers :]
     assert prefill == [(n, n, False), (group * tail, n - image, True)] * layers
     assert decode == [(group, n + 1, False), (group, n + 1 - image, True)] * layers
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("before", [2, 3, 4, 5])
+def test_a_short_twin_that_begins_later_takes_no_padding_for_its_states(before: int, after: int) -> None:
+    model, batch = tiny("llava"), inputs("llava", [Row(before=before, after=after)])
+    bank = text_bank(model, 2)
+    both = Contrast(model, [no_vision(), text_centroid(bank)], weights=[1, 1], alpha_cd=1.0)
+    _, found = new_tokens(generate(model, batch, 1, both), batch)
+    alone = [
+        new_tokens(generate(model, batch, 1, Contrast(model, one, alpha_cd=1.0)), batch)[1]
+        for one in both.references
+    ]
+    plain = new_tokens(generate(model, batch, 1), batch)[1]
+    torch.testing.assert_close(found, sum(alone) - plain, rtol=0, atol=1e-4)
 
 
 def test_nothing_is_left_in_the_table_of_attention_functions() -> None:
