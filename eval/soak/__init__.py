@@ -1,0 +1,1 @@
+"""Whether a server answers as it should under a storm of mixed requests: `python -m eval.soak`."""
