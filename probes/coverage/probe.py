@@ -109,12 +109,14 @@ def coverage(
         DataError: no sample, one that can't be asked, or a picture that can't be read; names it.
     """
     _check(sources, least, text_tokens, draws)
-    bank.check(model, fitted_on)
+    copy = bank.check(model, fitted_on)
     codebooks = Codebooks.of(bank, dict(layers or {}))
     read = {one.name: spoken(one.samples, text) for one in sources}
     stores: dict[str, Store] = {}
     for samples in read.values():
         check_samples(model, processor, samples)
+    # Before the forwards: it reads each picture once more, and may spare hours.
+    warned = check_fair(bank, {one.name: _compared(one) for one in sources})
     settings = {"layers": [codebooks.text, codebooks.vision], "text_tokens": text_tokens, "batch": batch_size}
     with _kept(model, read, bank, settings, journal, resume) as kept:
         first = 0
@@ -131,9 +133,15 @@ def coverage(
                 progress=_told(progress, name, len(samples)),
             )
             first += len(samples)
-    warned = check_fair(bank, {one.name: _compared(one, stores[one.name]) for one in sources})
     tallies = tally(stores, codebooks.k, {one.name: _facts(one.samples) for one in sources}, draws, seed)
-    config = {"text": text, "text_tokens": text_tokens, "least": least, "draws": draws, "seed": seed}
+    config: dict[str, Any] = {
+        "text": text,
+        "text_tokens": text_tokens,
+        "least": least,
+        "draws": draws,
+        "seed": seed,
+    }
+    config |= {} if copy is None else {"fitted_on": copy}
     result = envelope(
         f"What {_listed(list(read))} cover{'' if len(read) > 1 else 's'}", config, installed(), SCHEMA
     )
@@ -210,8 +218,9 @@ def _kept(
         yield kept
 
 
-def _compared(one: Source, store: Store) -> Compared:
-    digests = frozenset(f"{digest:016x}" for digest in store.digests.tolist())
+def _compared(one: Source) -> Compared:
+    first = {sample.image_id: sample for sample in reversed(one.samples)}
+    digests = frozenset(sample.picture_digest for sample in first.values())
     return Compared(one.samples.source, one.samples.split, digests)
 
 

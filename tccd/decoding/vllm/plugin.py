@@ -66,7 +66,7 @@ def check(config: Any) -> None:
     """
     from tccd.decoding.vllm import refusals
 
-    refusals.check_config(config)
+    refusals.check_config(config, fitted=bool(banks.loaded().names))
     refusals.check_banks(banks.loaded(), refusals.identity(config))
 
 

@@ -41,11 +41,12 @@ def is_tested(found: str) -> bool:
     return TESTED[0] <= release < TESTED[1]
 
 
-def check_config(config: Any) -> None:
+def check_config(config: Any, fitted: bool = True) -> None:
     """Refuse what was not tested, by name.
 
     Args:
         config: the engine's `VllmConfig`.
+        fitted: whether there is a bank, so that layers are hooked.
 
     Raises:
         UnsupportedModelError: names everything that was not tested.
@@ -85,6 +86,7 @@ def check_config(config: Any) -> None:
         "a scheduling policy other than fcfs": config.scheduler_config.policy != "fcfs",
         "max_num_seqs below 2": config.scheduler_config.max_num_seqs < 2,
         "events of the KV cache": bool(config.kv_events_config and config.kv_events_config.enable_kv_cache_events),
+        "mixtures of experts and a bank (TCCD_BANK=none serves them)": model.is_moe and fitted,
         "vLLM's Rust front end": os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"),
     }
     found = [name for name, there in untested.items() if there]

@@ -81,6 +81,15 @@ def test_a_result_is_whole(found, sets):
     assert all(1 <= len(one["examples"]) <= 3 for one in result["thin"])
 
 
+def test_a_rewritten_copy_is_told(zoo, sets, bank):
+    other = replace(bank.model, model_id="base", fingerprint="0" * 64)
+    moved = CentroidBank(other, bank.tensors, bank.entries, bank.provenance)
+    small = [Source("a", Samples(sets[0].samples.items[:4], "a"))]
+    with pytest.raises(BankMismatchError, match="--fitted-on base"):
+        coverage(*zoo, small, moved, draws=0)
+    assert coverage(*zoo, small, moved, draws=0, fitted_on="base").result["config"]["fitted_on"] == "base"
+
+
 def test_the_text_that_counts(sets):
     samples = list(sets[0].samples)[:3]
     said = [spoken(samples, text)[0].prompt for text in ("prompt", "answer", "both")]
@@ -162,7 +171,8 @@ def test_sets_need_names_and_banks_both_modalities(zoo, sets, bank):
         coverage(*zoo, sets, CentroidBank.from_arrays(bank.model, several))
 
 
-def test_a_bank_of_one_set_is_refused(zoo, sets):
+def test_a_bank_of_one_set_is_refused_before_any_forward(zoo, sets, monkeypatch):
     alone = fit_bank(*zoo, sets[0].samples, layers=LAYERS, k=8, prompt=None, vision_mean=False)
+    monkeypatch.setattr("probes.coverage.probe.assign", lambda *_, **__: pytest.fail("a forward"))
     with pytest.raises(ConfigError, match="fitted on easy-vqa"):
         coverage(*zoo, sets, alone)

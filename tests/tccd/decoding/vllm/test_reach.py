@@ -15,6 +15,7 @@ from tests.tccd.decoding.vllm.host import Ask, Host
 from tests.tccd.decoding.vllm.test_exact import check as check_all
 from tests.tccd.decoding.vllm.test_exact import mixed
 from tests.tccd.decoding.vllm.test_references import asks
+from tests.tccd.decoding.vllm.test_refusals import configure
 from tests.tiny import VOCAB
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -59,7 +60,7 @@ def language_model(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
-def test_a_language_model_is_guided_by_other_words(tmp_path, kind):
+def test_a_language_model_is_guided_by_other_words(checkpoint, tmp_path, kind):
     pytest.importorskip("vllm")
     language_model(kind, tmp_path / "model")
     host = Host(tmp_path / "model", "none", **SMALL)
@@ -85,6 +86,10 @@ def test_a_language_model_is_guided_by_other_words(tmp_path, kind):
             host.run(jobs.generate, [Ask(words[0], (), params, on(reference="no-vision"))])
     finally:
         host.close()
+    if kind == "mixtral":
+        options = {"model": str(tmp_path / "model"), "dtype": "float32", "max_model_len": 128}
+        said = configure(checkpoint("qwen2_5_vl").file, {"x": options})["x"]
+        assert "not tested with mixtures of experts and a bank" in str(said)
 
 
 def test_int8_weights(checkpoint, tmp_path):
