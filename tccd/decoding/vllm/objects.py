@@ -59,6 +59,15 @@ def count_less(stats: Any, running: int, waiting: int) -> None:
     stats.num_skipped_waiting_reqs -= min(waiting - fewer, stats.num_skipped_waiting_reqs)
 
 
+def keep_images(new: Any, features: list[Any]) -> None:
+    """Let a worker have a request's images, though all of their tokens are in the cache as it comes.
+
+    vLLM 0.32 leaves their pixels out. Where the request is preempted and those blocks are lost, Model Runner V1
+    can't compute them again, and the engine ends. A pair's request always finds its image there: its shadow's.
+    """
+    new.mm_features = features
+
+
 def run_by(config: Any, scheduler: str, worker: str) -> None:
     """Let an engine take our scheduler and worker."""
     config.scheduler_config.scheduler_cls = scheduler

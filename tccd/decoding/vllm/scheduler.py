@@ -168,6 +168,8 @@ class PairScheduler(Scheduler):
         for name, pair in self.pairs.items():
             if name == pair.clean.request_id and (name in self._last) != (pair.shadow.request_id in self._last):
                 self._fail(name, "its last row ran without its shadow's, or its shadow's without its own")
+        for new in output.scheduled_new_reqs:
+            objects.keep_images(new, self.requests[new.req_id].mm_features)
         self._unstick(output)
         self._granted = {}
         return output
