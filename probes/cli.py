@@ -15,6 +15,7 @@ from probes.cli_reports import advise, compare
 from probes.cli_tables import show
 from probes.coverage.command import coverage
 from probes.references import KINDS, TEXT, listed
+from probes.saturation.command import saturation
 from tccd.cli.console import AsJson, output, print_json, progress
 from tccd.cli.generate import Gate
 from tccd.cli.options import (
@@ -44,6 +45,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.command()(advise)
 app.command()(compare)
 app.command()(coverage)
+app.command()(saturation)
 
 STRENGTHS = "0.5,1,2"
 """What a reference is measured at where no strength is given."""

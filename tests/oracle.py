@@ -136,8 +136,9 @@ def greedy_with(
 
 
 @torch.no_grad()
-def withheld_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """Logits of a whole forward in which no position sees a vision position but that position itself.
+def withheld_logits(model: Any, inputs: dict[str, Any], first: int = 0) -> Tensor:
+    """Logits of a whole forward in which no position sees a vision position but that position itself, from layer
+    `first` on.
 
     The image's own states stay where they are; nobody reads them.
     """
@@ -156,7 +157,7 @@ def withheld_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
             seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
         return args, kwargs | {"attention_mask": seen}
 
-    handles = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers_of(model)]
+    handles = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers_of(model)[first:]]
     try:
         return model(**inputs, use_cache=False).logits
     finally:

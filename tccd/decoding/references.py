@@ -22,9 +22,16 @@ from tccd.inputs import encode
 from tccd.modality import Modality
 
 
-def no_vision() -> Withheld:
-    """The image withheld from the first layer on; needs nothing fitted, costs the tail's rows."""
-    return Withheld()
+def no_vision(above: int | None = None) -> Withheld:
+    """The image withheld, from the first layer on or above a layer; needs nothing fitted, costs the tail's rows.
+
+    Args:
+        above: the last decoder layer, from 0, in which the tail sees the image; None for no layer at all.
+
+    Raises:
+        ConfigError: no such layer, or the last one; raised where the model is known.
+    """
+    return Withheld() if above is None else Withheld(above)
 
 
 def mean_vision(bank: CentroidBank) -> MeanImage:

@@ -71,11 +71,14 @@ class Erasure(Twin):
 
 @dataclass(frozen=True)
 class Withheld(Twin):
-    """The image withheld: nothing after it may see a vision position, from the first layer on.
+    """The image withheld: nothing after it may see a vision position, from the first layer on or above `layer`.
 
     What was read of the image before the tail (a marker between two tiles, text between two images) runs again
     without it. Positions stay as they are. The outcome is that of the prompt with its vision tokens taken out and
     a gap in its position ids.
+
+    Attributes:
+        layer: the last decoder layer in which the image is seen; `EMBEDDINGS` for none.
     """
 
     layer: int = EMBEDDINGS
