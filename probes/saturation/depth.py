@@ -112,12 +112,14 @@ def _logits(decoder: Decoder, states: Tensor) -> Tensor:
 
 @contextmanager
 def _eager(model: Any) -> Iterator[None]:
-    before = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation("eager")
+    # The language model's alone: a vision tower may run another, and not every one runs eagerly.
+    text = model.config.get_text_config()
+    before = text._attn_implementation
+    text._attn_implementation = "eager"
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        text._attn_implementation = before
 
 
 @contextmanager
