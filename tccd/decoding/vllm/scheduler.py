@@ -168,11 +168,15 @@ class PairScheduler(Scheduler):
         for name, pair in self.pairs.items():
             if name == pair.clean.request_id and (name in self._last) != (pair.shadow.request_id in self._last):
                 self._fail(name, "its last row ran without its shadow's, or its shadow's without its own")
-        for new in output.scheduled_new_reqs:
-            objects.keep_images(new, self.requests[new.req_id].mm_features)
+        self._keep_images(output)
         self._unstick(output)
         self._granted = {}
         return output
+
+    def _keep_images(self, output: Any) -> None:
+        """A request that is preempted runs its image again, though another's blocks held it as it came."""
+        for new in output.scheduled_new_reqs:
+            objects.keep_images(new, self.requests[new.req_id].mm_features)
 
     def _unstick(self, output: Any) -> None:
         """Steps that run nothing while sequences wait would go on for ever: the last pair makes room."""

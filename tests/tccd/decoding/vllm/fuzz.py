@@ -2,8 +2,8 @@
 
 No model runs. The worker keeps, for each slot of the cache, a hash of all that a state there would depend on:
 every token up to it, images, and what states were moved with. Before a row runs, all slots that it would read are
-compared with what its own sequence says they hold. A token is a hash of the row that it is sampled from, and of
-the shadow's row. So an answer is right only if each of its rows was.
+compared with what its own sequence says they hold. An image that runs must have been given. A token is a hash of
+the row that it is sampled from, and of the shadow's row. So an answer is right only if each of its rows was.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from tccd.decoding.vllm import pairs
@@ -21,6 +22,8 @@ from tests.tccd.decoding.vllm.mutants import MUTANTS
 
 BLOCK, VOCABULARY, FIRST_WORD, VISION = 4, 40, 10, 9
 LAYERS, CONTEXT = (1, 2), 48
+#: What an image's features hold for the encoder alone.
+PIXELS = "pixel_values"
 
 
 class Wrong(Exception):
@@ -92,6 +95,7 @@ class Known:
     extra: dict[str, Any]
     link: Any
     blocks: list[int] = field(default_factory=list)
+    features: list[Any] = field(default_factory=list)
     _states: list[int] = field(default_factory=list)
 
     def states(self) -> list[int]:
@@ -131,6 +135,10 @@ class Worker:
             self.known[new.req_id] = Known(
                 list(new.prompt_token_ids), len(new.prompt_token_ids), images, extra, found, list(new.block_ids[0])
             )
+            self.known[new.req_id].features = list(new.mm_features)
+        for name, which in scheduled.scheduled_encoder_inputs.items():
+            if any(PIXELS not in (self.known[name].features[i].data or {}) for i in which):
+                raise Wrong(f"{name} runs an image whose pixels it was never given")
         cached = scheduled.scheduled_cached_reqs
         computed = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
         for i, name in enumerate(cached.req_ids):
@@ -230,6 +238,7 @@ class Run:
 
     def _scheduler(self, config: Any) -> Any:
         import torch
+        from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager
 
@@ -243,19 +252,23 @@ class Run:
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=8, dtype=torch.float32)
         cache = KVCacheConfig(self.blocks, [], [KVCacheGroupSpec(["layer"], spec)])
         kind = AsyncPairScheduler if self.ahead else PairScheduler
-        return kind(config, cache, StructuredOutputManager(config), BLOCK)
+        made = kind(config, cache, StructuredOutputManager(config), BLOCK)
+        if self.seqs > 2:  # images are forgotten, and run again
+            made.encoder_cache_manager = EncoderCacheManager(cache_size=12)
+        return made
 
     def _add(self, one: Asked) -> None:
         from vllm import SamplingParams
-        from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+        from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem, PlaceholderRange
         from vllm.utils.hashing import sha256
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
         from vllm.v1.request import Request
 
         init_none_hash(sha256)
         params = SamplingParams(temperature=0, max_tokens=one.answer, ignore_eos=True, extra_args=one.extra)
+        pixels = MultiModalKwargsItem({PIXELS: SimpleNamespace(field=SimpleNamespace(keep_on_cpu=False))})
         features = [
-            MultiModalFeatureSpec(None, "image", which, PlaceholderRange(offset, length), which)
+            MultiModalFeatureSpec(pixels, "image", which, PlaceholderRange(offset, length), which)
             for offset, length, which in one.images
         ]
         hasher = get_request_block_hasher(BLOCK, sha256) if self.caching else None
@@ -337,8 +350,6 @@ def check(config: Any, seeds: range, ahead: bool) -> str | None:
 
 def main() -> None:
     """Run seeds, with a guard taken away where one is named; prints `FOUND` and what was wrong."""
-    from types import SimpleNamespace
-
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--seeds", type=int, default=500)

@@ -91,5 +91,6 @@ MUTANTS: dict[str, Callable[[Any], None]] = {
     "a hit may leave one token": _hit,
     "admission runs a last row": _admit,
     "a chunk runs a last row": _chunk,
+    "images of covered prompts are left out": _method("_keep_images", lambda self, output: None),
     "nothing is let go of": _method("_settle", lambda self, pair: None),
 }
