@@ -3,9 +3,9 @@
 transformers' models look their attention up in one table, by the name that their config gives. While a model is
 installed the function under its name in that table asks first whether a packed layer call runs in this thread.
 
-A layer's first packed call runs under one mask for all streams, as any attention can, and tells whether the layer
-goes through the table with the keys, the values and the mask that it was given. From then on each stream runs by
-itself, over the keys that it may see and no others, and the clean columns by the call that they would have had.
+A layer is asked once whether it goes through the table with the keys, the values and the mask that it was given.
+If so, each stream runs by itself, over the keys that it may see and no others, and the clean columns by the call
+that they would have had. If not, all run in one call under one mask, as any attention can.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import Context, ContextVar, Token
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tccd.decoder import Decoder
+from tccd.engine.arguments import with_cache
 from tccd.engine.packing import PackedCache, Pair, Step
 from tccd.engine.streams import StreamPart
+from tccd.engine.support import within_prompt
 from tccd.errors import UnsupportedModelError
 
 _running: ContextVar[PackedAttention | None] = ContextVar("tccd_attention", default=None)
@@ -34,8 +37,8 @@ _running: ContextVar[PackedAttention | None] = ContextVar("tccd_attention", defa
 _asked: dict[str, tuple[Callable[..., Any], bool, int]] = {}
 _lock = threading.Lock()
 
-#: By model, the kinds of layers that are known to go through the table, each under a name in it.
-_through: weakref.WeakKeyDictionary[nn.Module, set[tuple[type, str]]] = weakref.WeakKeyDictionary()
+#: By model, whether a kind of layers goes through the table, under a name in it.
+_through: weakref.WeakKeyDictionary[nn.Module, dict[tuple[type, str], bool]] = weakref.WeakKeyDictionary()
 
 
 def dispatch_attention(decoder: Decoder) -> Callable[[], None]:
@@ -74,18 +77,35 @@ def _dispatched(original: Callable[..., Any]) -> Callable[..., Any]:
     return attention
 
 
-def runs_apart(decoder: Decoder, index: int) -> bool:
-    """Whether the layer is known to take its attention from transformers' table.
+def runs_apart(decoder: Decoder, index: int, forward: Callable[..., Any], clean: Tensor, kwargs: Any) -> bool:
+    """Whether a layer takes its attention from transformers' table, so that each stream can run by itself.
 
-    Flash attention takes no mask for all streams, so a layer is trusted to, and refused if it does not.
+    Asked of the layer itself, once per model and kind of layer: it runs a prompt alone. Flash attention takes no
+    mask for all streams, so there a layer is trusted to, and refused if it does not.
+
+    Args:
+        decoder: the model's parts.
+        index: the layer.
+        forward: its forward.
+        clean, kwargs: what it is called with for a prompt, by name.
     """
     name = attention_name(decoder)
-    return is_flash(name) or (type(decoder.layers[index]), name) in _through.get(decoder.model, ())
+    if is_flash(name) or name not in ALL_ATTENTION_FUNCTIONS:
+        return is_flash(name)
+    known, key = _through.setdefault(decoder.model, {}), (type(decoder.layers[index]), name)
+    if key not in known:
+        known[key] = Context().run(_goes_through, decoder, index, forward, clean, kwargs)
+    return known[key]
 
 
-def run_apart(decoder: Decoder, index: int) -> None:
-    """Note that it does."""
-    _through.setdefault(decoder.model, set()).add((type(decoder.layers[index]), attention_name(decoder)))
+def _goes_through(decoder: Decoder, index: int, forward: Callable[..., Any], clean: Tensor, kwargs: Any) -> bool:
+    model: Any = decoder.model
+    step = Step(0, clean.shape[1], [], DynamicCache(config=model.config.get_text_config()))
+    cache = PackedCache(step, index, False)
+    alone = with_cache(within_prompt(kwargs, clean.shape[1]), cache)
+    with PackedAttention(step, cache, index, alone.get("attention_mask"), False, "") as attention:
+        forward(clean, **alone)
+    return attention.seen
 
 
 def attention_name(decoder: Decoder) -> str:

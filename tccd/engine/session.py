@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 from tccd.decoder import Decoder, first_tensor, replace_first
 from tccd.engine import masks
 from tccd.engine.arguments import by_name, cache_from, cache_of, follows_tokens, with_cache
-from tccd.engine.attention import PackedAttention, attention_name, run_apart, runs_apart
+from tccd.engine.attention import PackedAttention, attention_name, runs_apart
 from tccd.engine.installation import running, session_of
 from tccd.engine.packing import PackedCache, Step, is_suffix, on
 from tccd.engine.reference import EMBEDDINGS, Part, Reference, detach
@@ -74,6 +74,7 @@ class Session:
         self._signature = inspect.signature(decoder.model.forward)
         self._prefix_checked = False
         self._follow_tokens: dict[str, bool] = {}
+        self._apart: dict[int, bool] = {}
         self._normed: Tensor | None = None
         self._kept: tuple[int, list[list[int]]] | None = None
         self._norm: Callable[..., Tensor] | None = None
@@ -202,6 +203,9 @@ class Session:
                 output = self._run_packed(step, index, forward, args, kwargs)
             else:
                 step.leave(first_tensor(output))
+                if step.prefill and step.active:  # a twin without a column so far
+                    clean, named = by_name(forward, args, kwargs)
+                    self._apart[index] = runs_apart(self.decoder, index, forward, clean, named)
             self._depart(index, first_tensor(output))
         return output
 
@@ -221,15 +225,15 @@ class Session:
             self._check_prefix(step.active[0].stream.columns.start, forward, clean, kwargs)
             self._prefix_checked = True
         step.dtype = _attention_dtype(clean)
-        apart = runs_apart(self.decoder, index)
+        if step.prefill:
+            self._apart[index] = runs_apart(self.decoder, index, forward, clean, kwargs)
+        apart = self._apart[index]
         cache = PackedCache(step, index, apart)
         packed = step.arguments(index, kwargs, apart, partial(self._follows, index, forward, clean, kwargs))
         mask, name = packed["attention_mask"], attention_name(self.decoder)
         with PackedAttention(step, cache, index, mask, apart, name) as attention:
             output = forward(step.pack(clean), **with_cache(packed, cache))
-        if attention.seen:
-            run_apart(self.decoder, index)
-        elif apart:
+        if apart and not attention.seen:
             raise UnsupportedModelError(
                 f"decoder layer {index} did not run its attention ({name}) with what it was given, so its erased "
                 "stream is lost; load the model with attn_implementation='eager', or use a new TCCD after "

@@ -194,11 +194,11 @@ def run_alone(decoder: Decoder, forward: Callable[..., Any], args: tuple[Any, ..
         kwargs = with_cache(kwargs, DynamicCache(config=model.config.get_text_config()))
     hidden = args[0] if args else kwargs["hidden_states"]
     # In an empty context, where nobody records outputs and no session is on.
-    return Context().run(forward, *args, **_within_prompt(kwargs, hidden.shape[1]))
+    return Context().run(forward, *args, **within_prompt(kwargs, hidden.shape[1]))
 
 
-def _within_prompt(kwargs: dict[str, Any], n: int) -> dict[str, Any]:
-    # A static cache's mask covers columns that are still empty.
+def within_prompt(kwargs: dict[str, Any], n: int) -> dict[str, Any]:
+    """A layer's arguments for a prompt of n columns alone: a static cache's mask covers columns that are empty."""
     mask = kwargs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         return kwargs
@@ -225,7 +225,7 @@ def check_prefix(
     n = hidden.shape[1]
     prefix = torch.arange(n, device=hidden.device)[None] < start.to(hidden.device)[:, None]
     changed = torch.where(prefix[..., None], hidden, hidden.flip(-1) + 1)
-    kwargs = _within_prompt(with_cache(kwargs, None) if cache_of(kwargs) is not None else kwargs, n)
+    kwargs = within_prompt(with_cache(kwargs, None) if cache_of(kwargs) is not None else kwargs, n)
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 4:
         itself = mask.diagonal(dim1=-2, dim2=-1)[:, 0]  # padding does not even see itself

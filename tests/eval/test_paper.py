@@ -69,8 +69,12 @@ def test_a_dry_run_prints_the_published_protocol_in_commands_that_parse(tmp_path
     fit, *probes, last = commands
     assert fit[:2] == ["tccd", "fit"]
     known = parse(fit)
-    assert (known["model"], known["data"], known["split"]) == ("owner/model", "detection-datasets/coco", "train")
-    assert len(known["data_revision"]) == 40
+    assert (known["model"], known["data"], known["split"]) == (
+        "owner/model",
+        ["detection-datasets/coco"],
+        ["train"],
+    )
+    assert [len(one) for one in known["data_revision"]] == [40]
     assert (known["k"], known["images"], known["seed"], known["layers"]) == (256, 2000, 42, "text=12,vision=16")
     assert [p[:3] for p in probes] == [["tccd", "probe", "replacement"]] * len(BENCHMARKS)
     parsed = [parse(p) for p in probes]
@@ -99,8 +103,8 @@ def test_several_models_are_compared_by_benchmark():
 
 def test_images_to_fit_on_can_be_chosen():
     fit = parse(planned("--fit-data", "./photos", "--fit-split", "x", "--fit-revision", "v1", "m")[0])
-    assert (fit["data"], fit["split"], fit["data_revision"]) == ("./photos", "x", "v1")
-    assert parse(planned("--fit-data", "owner/pictures", "m")[0])["data_revision"] is None
+    assert (fit["data"], fit["split"], fit["data_revision"]) == (["./photos"], ["x"], ["v1"])
+    assert parse(planned("--fit-data", "owner/pictures", "m")[0])["data_revision"] == ()
 
 
 def test_what_is_finished_is_kept_until_it_would_differ(tmp_path):
