@@ -18,7 +18,7 @@ def test_what_is_newer(version: str, newer: bool) -> None:
 
 
 def test_a_newer_release_warns_once_with_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.__version__", "9.1.0")
+    monkeypatch.setattr(versions.transformers, "__version__", "9.1.0")
     versions.warn_of_transformers.cache_clear()
     with pytest.warns(UserWarning, match=r"9\.1\.0 is newer .* \(5\.16 to 5\.24\).*pip install"):
         versions.warn_of_transformers()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tccd import TCCD, Contrast, no_vision, text_centroid
 from tccd.engine import attention, masks, session
 from tccd.modality import modality_map, vision_token_ids
 from tests.tccd.decoding.common import RAGGED, SINGLE, generate, new_tokens, text_bank
 from tests.tiny import Row, inputs, tiny
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -90,12 +94,22 @@ def test_a_short_twin_that_begins_later_takes_no_padding_for_its_states(before: 
 
 
 def test_nothing_is_left_in_the_table_of_attention_functions() -> None:
-    model = tiny("llava")
-    before = dict(ALL_ATTENTION_FUNCTIONS)
-    with Contrast(model, no_vision()):
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before["sdpa"]
-    assert dict(ALL_ATTENTION_FUNCTIONS) == before
-    assert not ALL_ATTENTION_FUNCTIONS._local_mapping
+    code = (
+        "from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as table\n"
+        "from tccd import Contrast, no_vision\n"
+        "from tests.tiny import tiny\n"
+        "models, before = [tiny('llava'), tiny('llava')], dict(table)\n"
+        "with Contrast(models[0], no_vision()):\n"
+        "    held = table['sdpa']\n"
+        "    assert held is not before['sdpa']\n"
+        "    with Contrast(models[1], no_vision()):\n"
+        "        assert table['sdpa'] is held\n"
+        "    assert table['sdpa'] is held\n"
+        "assert dict(table) == before and not table._local_mapping\n"
+    )
+    # In a process of its own: no other test's session is on.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_prefix_equality_is_tested_once_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
