@@ -89,3 +89,23 @@ def follows_tokens(run: Callable[[Tensor], Tensor], value: Tensor) -> bool | Non
         return None
     tolerance = 1e-4 * float(before.abs().nan_to_num().amax())
     return torch.allclose(before, after, rtol=1e-3, atol=tolerance, equal_nan=True)
+
+
+def has_row_per_token(index: int, name: str, value: Tensor, run: Callable[[Tensor], Tensor]) -> bool:
+    """`follows_tokens` of an argument of a decoder layer, at a prompt.
+
+    Args:
+        index: the layer.
+        name: the argument's.
+        value, run: as for `follows_tokens`.
+
+    Raises:
+        UnsupportedModelError: it can't be told.
+    """
+    found = follows_tokens(run, value)
+    if found is None:
+        raise UnsupportedModelError(
+            f"decoder layer {index} takes {name!r} of shape {tuple(value.shape)}, the same for every "
+            "token of this prompt, so it can't be told whether it has one row a token"
+        )
+    return found

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder, first_tensor, replace_first
 from tccd.engine import masks
-from tccd.engine.arguments import by_name, cache_from, cache_of, follows_tokens, with_cache
+from tccd.engine.arguments import by_name, cache_from, cache_of, has_row_per_token, with_cache
 from tccd.engine.attention import PackedAttention, attention_name, runs_apart
 from tccd.engine.installation import running, session_of
 from tccd.engine.packing import PackedCache, Step, is_suffix, on
@@ -267,13 +267,7 @@ class Session:
             def run(other: Tensor) -> Tensor:
                 return first_tensor(run_alone(self.decoder, forward, (clean,), kwargs | {name: other}))
 
-            found = follows_tokens(run, value)
-            if found is None:
-                raise UnsupportedModelError(
-                    f"decoder layer {index} takes {name!r} of shape {tuple(value.shape)}, the same for every "
-                    "token of this prompt, so it can't be told whether it has one row a token"
-                )
-            self._follow_tokens[name] = found
+            self._follow_tokens[name] = has_row_per_token(index, name, value, run)
         return self._follow_tokens.get(name, False)
 
     def _check_prefix(

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from tccd.decoder import Decoder, first_tensor, replace_first
-from tccd.engine.arguments import by_name, cache_from, cache_of, follows_tokens
+from tccd.engine.arguments import by_name, cache_from, cache_of, has_row_per_token
 from tccd.engine.installation import running, session_of
 from tccd.engine.support import run_alone
 from tccd.errors import ConfigError, UnsupportedModelError
@@ -298,13 +298,7 @@ class RoutedSession:
             def run(other: Tensor) -> Tensor:
                 return first_tensor(run_alone(self.decoder, forward, (hidden,), kwargs | {name: other}))
 
-            follows = follows_tokens(run, value)
-            if follows is None:
-                raise UnsupportedModelError(
-                    f"decoder layer {index} takes {name!r} of shape {tuple(value.shape)}, the same for every "
-                    "token of this prompt, so it can't be told whether it has one row a token"
-                )
-            self._follow_tokens[name] = follows
+            self._follow_tokens[name] = has_row_per_token(index, name, value, run)
         return 1 - value.ndim if self._follow_tokens[name] else None
 
     def _running(self) -> _Step:
