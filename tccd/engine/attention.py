@@ -77,7 +77,9 @@ def _dispatched(original: Callable[..., Any]) -> Callable[..., Any]:
     return attention
 
 
-def runs_apart(decoder: Decoder, index: int, forward: Callable[..., Any], clean: Tensor, kwargs: Any) -> bool:
+def runs_apart(
+    decoder: Decoder, index: int, name: str, forward: Callable[..., Any], clean: Tensor, kwargs: Any
+) -> bool:
     """Whether a layer takes its attention from transformers' table, so that each stream can run by itself.
 
     Asked of the layer itself, once per model and kind of layer: it runs a prompt alone. Flash attention takes no
@@ -86,10 +88,10 @@ def runs_apart(decoder: Decoder, index: int, forward: Callable[..., Any], clean:
     Args:
         decoder: the model's parts.
         index: the layer.
-        forward: its forward.
+        name: of the model's attention, by `attention_name`.
+        forward: the layer's forward.
         clean, kwargs: what it is called with for a prompt, by name.
     """
-    name = attention_name(decoder)
     if is_flash(name) or name not in ALL_ATTENTION_FUNCTIONS:
         return is_flash(name)
     known, key = _through.setdefault(decoder.model, {}), (type(decoder.layers[index]), name)

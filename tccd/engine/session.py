@@ -75,6 +75,7 @@ class Session:
         self._prefix_checked = False
         self._follow_tokens: dict[str, bool] = {}
         self._apart: dict[int, bool] = {}
+        self._attention = ""
         self._normed: Tensor | None = None
         self._kept: tuple[int, list[list[int]]] | None = None
         self._norm: Callable[..., Tensor] | None = None
@@ -120,6 +121,7 @@ class Session:
             ModalityError: the vision positions can't be told.
         """
         self.step = self._normed = self._kept = None
+        self._attention = attention_name(self.decoder)
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         check_call(self.decoder.model, given)
@@ -205,7 +207,7 @@ class Session:
                 step.leave(first_tensor(output))
                 if step.prefill and step.active:  # a twin without a column so far
                     clean, named = by_name(forward, args, kwargs)
-                    self._apart[index] = runs_apart(self.decoder, index, forward, clean, named)
+                    self._apart[index] = runs_apart(self.decoder, index, self._attention, forward, clean, named)
             self._depart(index, first_tensor(output))
         return output
 
@@ -226,11 +228,11 @@ class Session:
             self._prefix_checked = True
         step.dtype = _attention_dtype(clean)
         if step.prefill:
-            self._apart[index] = runs_apart(self.decoder, index, forward, clean, kwargs)
+            self._apart[index] = runs_apart(self.decoder, index, self._attention, forward, clean, kwargs)
         apart = self._apart[index]
         cache = PackedCache(step, index, apart)
         packed = step.arguments(index, kwargs, apart, partial(self._follows, index, forward, clean, kwargs))
-        mask, name = packed["attention_mask"], attention_name(self.decoder)
+        mask, name = packed["attention_mask"], self._attention
         with PackedAttention(step, cache, index, mask, apart, name) as attention:
             output = forward(step.pack(clean), **with_cache(packed, cache))
         if apart and not attention.seen:
