@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tccd.cli.console import AsJson, output, print_json, progress
+from tccd.cli.answering import decode, encoded, side_by_side, tell
+from tccd.cli.console import AsJson, output
 from tccd.cli.options import BatchSize, Device, DType, FittedOn, Model, Precision, Revision, TrustRemoteCode
-from tccd.cli.questions import Question, check_questions, open_images, read_questions
+from tccd.cli.questions import Question, check_questions, read_questions
 from tccd.cli.references import (
     NAMES,
     PLACE,
@@ -245,17 +246,8 @@ def generate(
     if other_prompt is not None:
         others = [replace(q, name=f"--other-prompt of {q.name}", prompt=wanted.other(q.prompt)) for q in questions]
         check_questions(loaded, others, max_new_tokens, text_only)
-    answers: list[Answer] = []
-    try:
-        with progress() as report:
-            for answer in answer_all(loaded, contrast, questions, batch_size, max_new_tokens):
-                answers.append(answer)
-                report("answer", len(answers), len(questions))
-                if as_json:
-                    print_json(answer.row)
-    finally:
-        if answers and not as_json:
-            show(answers)
+    answers = answer_all(loaded, contrast, questions, batch_size, max_new_tokens)
+    tell(answers, len(questions), as_json, show)
 
 
 def answer_all(
@@ -279,16 +271,7 @@ def answer_all(
             the prompt.
         ConfigError: it leaves too little room for its answer.
     """
-    from tccd.inputs import check_context, encode
-
-    for start in range(0, len(questions), batch_size):
-        batch = questions[start : start + batch_size]
-        images, prompts = [open_images(question) for question in batch], [question.prompt for question in batch]
-        inputs = encode(loaded.processor, images, prompts)
-        names = [question.name for question in batch]
-        check_context(loaded.model.config, inputs, names, max_new_tokens)
-        # BatchFeature.to changes the precision of floating tensors alone.
-        inputs = inputs.to(loaded.model.device, loaded.model.dtype)
+    for batch, images, prompts, inputs in encoded(loaded, questions, batch_size, max_new_tokens):
         plain = decode(loaded, inputs, max_new_tokens)
         door = contrast(Batch(loaded.processor, images, prompts, inputs))
         contrasted = decode(loaded, inputs, max_new_tokens, custom_generate=door)
@@ -296,29 +279,6 @@ def answer_all(
             yield Answer(question, one, other)
 
 
-def decode(loaded: Loaded, inputs: Any, max_new_tokens: int, **door: Any) -> list[str]:
-    """Greedy answers to an encoded batch.
-
-    Args:
-        loaded: model and processor.
-        inputs: what `encode` returned.
-        max_new_tokens: of each answer.
-        door: `custom_generate`, where there is one, and other arguments of `generate`.
-    """
-    tokens = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **door)
-    new = tokens[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
-
-
 def show(answers: Sequence[Answer]) -> None:
     """Print the answers side by side; those that differ stand out."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("Image", "Prompt", "Plain", "Contrasted", show_lines=len(answers) > 1)
-    for answer in answers:
-        style = "bold" if answer.plain != answer.contrasted else ""
-        names = ", ".join(path.name for path in answer.question.images)
-        cells = (names, answer.question.prompt, answer.plain)
-        table.add_row(*map(Text, cells), Text(answer.contrasted, style=style))
-    output().print(table)
+    output().print(side_by_side("Contrasted", [(one.question, one.plain, one.contrasted) for one in answers]))

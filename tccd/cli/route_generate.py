@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tccd.cli.console import AsJson, output, print_json, progress
-from tccd.cli.generate import decode
+from tccd.cli.answering import decode, encoded, side_by_side, tell
+from tccd.cli.console import AsJson, output
 from tccd.cli.options import BatchSize, Device, DType, Model, Precision, Revision, TrustRemoteCode
-from tccd.cli.questions import Question, check_questions, open_images, read_questions
+from tccd.cli.questions import Question, check_questions, read_questions
 from tccd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -119,17 +119,8 @@ def generate(
     made: Any = branch if branch in NAMES else load_branch(branch, loaded.model)
     routed = Routed(loaded.model, split_layer, fuse, made)
     check_questions(loaded, questions, max_new_tokens)
-    answers: list[Answer] = []
-    try:
-        with progress() as report:
-            for answer in answer_all(loaded, routed, questions, batch_size, max_new_tokens):
-                answers.append(answer)
-                report("answer", len(answers), len(questions))
-                if as_json:
-                    print_json(answer.row)
-    finally:
-        if answers and not as_json:
-            show(answers)
+    answers = answer_all(loaded, routed, questions, batch_size, max_new_tokens)
+    tell(answers, len(questions), as_json, show)
 
 
 def answer_all(
@@ -149,14 +140,7 @@ def answer_all(
             the prompt.
         ConfigError: it leaves too little room for its answer.
     """
-    from tccd.inputs import check_context, encode
-
-    for start in range(0, len(questions), batch_size):
-        batch = questions[start : start + batch_size]
-        images, prompts = [open_images(question) for question in batch], [question.prompt for question in batch]
-        inputs = encode(loaded.processor, images, prompts)
-        check_context(loaded.model.config, inputs, [question.name for question in batch], max_new_tokens)
-        inputs = inputs.to(loaded.model.device, loaded.model.dtype)
+    for batch, _, _, inputs in encoded(loaded, questions, batch_size, max_new_tokens):
         plain = decode(loaded, inputs, max_new_tokens)
         answers = decode(loaded, inputs, max_new_tokens, custom_generate=routed, use_cache=True)
         memory = routed.memory
@@ -167,17 +151,8 @@ def answer_all(
 
 def show(answers: Sequence[Answer]) -> None:
     """Print the answers side by side; those that differ stand out."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("Image", "Prompt", "Plain", "Routed", show_lines=len(answers) > 1)
-    for answer in answers:
-        style = "bold" if answer.plain != answer.routed else ""
-        names = ", ".join(path.name for path in answer.question.images)
-        cells = (names, answer.question.prompt, answer.plain)
-        table.add_row(*map(Text, cells), Text(answer.routed, style=style))
     console = output()
-    console.print(table)
+    console.print(side_by_side("Routed", [(one.question, one.plain, one.routed) for one in answers]))
     last = answers[-1].memory
     console.print(
         f"Keys and values of the last batch: {last.routed:,} bytes, {last.saved:.0%} less than the plain model's "
