@@ -28,7 +28,6 @@ def random_qwen(
     The vision tower is small, so that the language model is what is measured.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from transformers.initialization import no_init_weights
 
     width = hidden // heads // 2
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [width // 4, *[width * 3 // 8] * 2]}
@@ -56,12 +55,27 @@ def random_qwen(
         vision_start_token_id=START,
         vision_end_token_id=END,
     )
+    return drawn(Qwen2_5_VLForConditionalGeneration, config, slice(IMAGE, END + 1), dtype, seed)
+
+
+def drawn(kind: type[Any], config: Any, never: slice, dtype: torch.dtype, seed: int) -> Any:
+    """A model with random weights that never stops early.
+
+    Args:
+        kind: its class.
+        config: its config.
+        never: token ids that it does not generate: an image's token would have no image.
+        dtype: of its weights.
+        seed: of the draw.
+    """
+    from transformers.initialization import no_init_weights
+
     # Weights are drawn once, below; rotary frequencies are buffers, computed in fp32 whatever the default.
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with no_init_weights():
-            model = Qwen2_5_VLForConditionalGeneration(config)
+            model = kind(config)
     finally:
         torch.set_default_dtype(default)
     generator = torch.Generator().manual_seed(seed)
@@ -71,8 +85,7 @@ def random_qwen(
                 parameter.fill_(1)
             else:
                 parameter.normal_(0, 0.02, generator=generator)
-        # A generated image token would have no image.
-        model.get_output_embeddings().weight[IMAGE : END + 1] = 0
+        model.get_output_embeddings().weight[never] = 0
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.eval()

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import pad
 
-from eval.speed.models import IMAGE, describe, prompt, random_qwen
+from eval.speed.models import IMAGE, describe, drawn, prompt, random_qwen
 from eval.speed.routing_limits import LLAVA_1_5, Shape, limit
 from eval.speed.timing import alternate, header, spread, write
 from eval.speed.ways import Run, Stamps
@@ -54,7 +54,6 @@ def random_llava(
     Every head has keys of its own, as in LLaVA-1.5. An image is `side` x `side` tokens.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-    from transformers.initialization import no_init_weights
 
     text = LlamaConfig(
         vocab_size=vocabulary,
@@ -70,24 +69,7 @@ def random_llava(
         image_size=14 * side,
     )  # fmt: skip
     config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with no_init_weights():
-            model = LlavaForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(default)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.fill_(1)
-            else:
-                parameter.normal_(0, 0.02, generator=generator)
-        model.get_output_embeddings().weight[IMAGE] = 0
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model.eval()
+    return drawn(LlavaForConditionalGeneration, config, slice(IMAGE, IMAGE + 1), dtype, seed)
 
 
 def llava_prompt(model: Any, batch: int, text_tokens: int, seed: int = 0) -> dict[str, Tensor]:
